@@ -1,0 +1,20 @@
+# Libraries, all from Debian 12 (script/setup installs them). A missing one ends the configuration with its name.
+find_package(PkgConfig REQUIRED)
+find_package(Threads REQUIRED)
+find_package(dnnl REQUIRED CONFIG)
+
+foreach(entry IN ITEMS
+    "jansson jansson" "yaml yaml-0.1" "xxhash libxxhash" "crypto libcrypto" "archive libarchive" "jpeg libjpeg"
+    "webp libwebp" "webpdemux libwebpdemux" "lmdb lmdb" "zstd libzstd" "lapacke lapacke")
+  separate_arguments(entry)
+  list(GET entry 0 name)
+  list(GET entry 1 module)
+  pkg_check_modules(${name} REQUIRED IMPORTED_TARGET GLOBAL ${module})
+endforeach()
+
+# libspng ships two pkg-config names, by version
+pkg_search_module(spng REQUIRED IMPORTED_TARGET GLOBAL libspng spng)
+
+if(AGGLO_TESTS)
+  pkg_check_modules(cmocka REQUIRED IMPORTED_TARGET GLOBAL cmocka)
+endif()

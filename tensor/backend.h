@@ -1,0 +1,54 @@
+/* A backend: memory of one device and the table of operators on it.
+ *
+ * Operators are called through tensor/ops.h, which checks shapes. They return nothing: the first failure is latched and asked for
+ * once per step with agglo_backend_check (CUDA reports late anyway, and model code stays readable); after a failure further
+ * operators do nothing. Work is ordered as issued; download and check wait for it. One thread at a time per backend.
+ */
+#ifndef AGGLO_TENSOR_BACKEND_H
+#define AGGLO_TENSOR_BACKEND_H
+
+#include "base/pool.h"
+#include "tensor/tensor.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct agglo_backend agglo_backend;
+
+/* The CPU backend (oneDNN matrix products, own vector loops) over n_threads (0: all cores). Its arithmetic depends on shapes and
+ * instruction set, not on the number of threads. */
+agglo_status agglo_backend_cpu_new(agglo_backend **out, int n_threads, agglo_err *err);
+
+/* By name: "cpu", "cuda", "cuda:N", or "auto" (a GPU when this build and machine have one, otherwise the CPU).
+ * AGGLO_E_CONFIG for an unknown name, AGGLO_E_UNSUPPORTED when it is not built in or not present. */
+agglo_status agglo_backend_open(agglo_backend **out, const char *device, int n_threads, agglo_err *err);
+
+void agglo_backend_free(agglo_backend *backend);
+
+/* "cpu (avx2, 2 threads)"; borrowed. */
+const char *agglo_backend_describe(const agglo_backend *backend);
+
+/* Whether values of this dtype can be computed with (F32 everywhere, BF16 where the backend has it). */
+bool agglo_backend_supports(const agglo_backend *backend, agglo_dtype dtype);
+
+/* AGGLO_OK, or the first failure since the last check; waits for outstanding work. */
+agglo_status agglo_backend_check(agglo_backend *backend, agglo_err *err);
+
+/* The pool behind the CPU backend's loops; NULL on a device. Lets host work share the cores between operators. */
+agglo_pool *agglo_backend_pool(agglo_backend *backend);
+
+/* Device memory, zeroed, 256-byte aligned. NULL and error on failure. */
+void *agglo_backend_alloc(agglo_backend *backend, size_t n_bytes, agglo_err *err);
+void agglo_backend_release(agglo_backend *backend, void *block); /* NULL is fine */
+
+/* Host to device, device to host (waits), device to device, and fill with zero bytes. */
+void agglo_upload(agglo_backend *backend, void *dst, const void *src, size_t n_bytes);
+void agglo_download(agglo_backend *backend, void *dst, const void *src, size_t n_bytes);
+void agglo_copy(agglo_backend *backend, void *dst, const void *src, size_t n_bytes);
+void agglo_zero(agglo_backend *backend, void *dst, size_t n_bytes);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
