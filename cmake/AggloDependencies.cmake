@@ -1,7 +1,13 @@
 # Libraries, all from Debian 12 (script/setup installs them). A missing one ends the configuration with its name.
 find_package(PkgConfig REQUIRED)
 find_package(Threads REQUIRED)
-find_package(dnnl REQUIRED CONFIG)
+
+# Debian's dnnl-config.cmake asks for OpenCL's headers, which a CPU user does not need: find the library itself.
+find_path(DNNL_INCLUDE_DIR oneapi/dnnl/dnnl.h REQUIRED)
+find_library(DNNL_LIBRARY dnnl REQUIRED)
+add_library(agglo_dnnl INTERFACE)
+target_include_directories(agglo_dnnl SYSTEM INTERFACE ${DNNL_INCLUDE_DIR})
+target_link_libraries(agglo_dnnl INTERFACE ${DNNL_LIBRARY})
 
 foreach(entry IN ITEMS
     "jansson jansson" "yaml yaml-0.1" "xxhash libxxhash" "crypto libcrypto" "archive libarchive" "jpeg libjpeg"
