@@ -1,0 +1,70 @@
+/* The trainer: one student, its optimiser, one step per batch.
+ *
+ * The arithmetic depends on the batch, the parameters and the shapes, never on the number of threads. Nothing allocates once a shape has
+ * been seen. After a failed step (a device error, values that are not finite) the parameters are those before it.
+ */
+#ifndef AGGLO_STUDENT_TRAINER_H
+#define AGGLO_STUDENT_TRAINER_H
+
+#include "student/feed.h"
+#include "student/model.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct agglo_trainer_config {
+    double cos, smooth_l1; /* alpha and beta of equation 3: 0.9, 0.1; summaries have the cosine alone */
+    double smooth_l1_threshold;
+    double beta1, beta2, eps, weight_decay;
+    double clip; /* largest norm of the whole gradient; 0: no clipping */
+} agglo_trainer_config;
+
+/* 0.9, 0.1, threshold 1; AdamW 0.9, 0.999, 1e-8, decay 0.05; no clipping. */
+agglo_trainer_config agglo_trainer_config_default(void);
+
+/* Exact sums over the valid tokens of one (teacher, kind); a summary is one token. */
+typedef struct agglo_loss_sums {
+    double cos, smooth_l1; /* smooth_l1: channel means */
+    double n_tokens, n_samples;
+} agglo_loss_sums;
+
+typedef struct agglo_metrics {
+    int64_t step;
+    double lr;
+    double loss;      /* equations 2 + 3 with the plan's weights */
+    double grad_norm; /* before clipping; 0 from agglo_trainer_eval */
+    size_t n_teachers;
+    agglo_loss_sums summary[AGGLO_MAX_HEADS], spatial[AGGLO_MAX_HEADS];
+} agglo_metrics;
+
+/* Means over what is valid; 0 where nothing is. */
+double agglo_metrics_summary_cos(const agglo_metrics *metrics, size_t teacher);
+double agglo_metrics_spatial_cos(const agglo_metrics *metrics, size_t teacher);
+
+typedef struct agglo_trainer agglo_trainer;
+
+/* Parameters are zero: agglo_trainer_init, or load a checkpoint. The backend is borrowed. */
+agglo_status agglo_trainer_new(agglo_trainer **out, agglo_backend *backend, const agglo_student_config *student,
+                               const agglo_head_config *heads, size_t n_heads, const agglo_trainer_config *config,
+                               agglo_err *err);
+void agglo_trainer_free(agglo_trainer *trainer);
+
+/* Random parameters of `seed`, optimiser state zero, step 0. */
+agglo_status agglo_trainer_init(agglo_trainer *trainer, uint64_t seed, agglo_err *err);
+
+agglo_student *agglo_trainer_student(agglo_trainer *trainer); /* borrowed */
+/* Updates made; what the next plan's `step` must be. */
+int64_t agglo_trainer_steps(const agglo_trainer *trainer);
+void agglo_trainer_set_steps(agglo_trainer *trainer, int64_t n_steps); /* after loading a checkpoint */
+
+/* Forward, backward, update. AGGLO_E_DATA naming the step when loss or gradient is not finite; AGGLO_E_DEVICE. */
+agglo_status agglo_trainer_step(agglo_trainer *trainer, const agglo_batch *batch, agglo_metrics *out, agglo_err *err);
+
+/* Losses and cosines of a batch, nothing changed. */
+agglo_status agglo_trainer_eval(agglo_trainer *trainer, const agglo_batch *batch, agglo_metrics *out, agglo_err *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
