@@ -267,6 +267,7 @@ static const agglo_field student_fields[] = {
     {"heads", AGGLO_FIELD_INT, STUDENT(heads), 1, 256, NULL, NULL, false},
     {"mlp_dim", AGGLO_FIELD_INT, STUDENT(mlp_dim), 1, 65536, NULL, NULL, false},
     {"patch", AGGLO_FIELD_INT, STUDENT(patch), 1, 256, NULL, NULL, false},
+    {"image", AGGLO_FIELD_INT, STUDENT(image), 1, 8192, NULL, NULL, false},
     {"pos_grid", AGGLO_FIELD_INT, STUDENT(pos_grid), 1, 1024, NULL, NULL, false},
     {"registers", AGGLO_FIELD_INT, STUDENT(registers), 0, 64, NULL, NULL, false},
     {"summary", AGGLO_FIELD_CHOICE, STUDENT(summary), 0, 0, student_summary_choices, NULL, false},
@@ -277,20 +278,28 @@ static const agglo_field student_fields[] = {
 };
 
 /* The architecture fills the defaults of the other fields. */
-static agglo_status read_student(const agglo_yaml *node, void *field, void *context, agglo_err *err)
+agglo_status agglo_recipe_student(agglo_student_config *out, const agglo_yaml *map, agglo_err *err)
 {
-    const agglo_yaml *arch = node->kind == AGGLO_YAML_MAP ? agglo_yaml_get(node, "arch") : NULL;
+    const agglo_yaml *arch = map->kind == AGGLO_YAML_MAP ? agglo_yaml_get(map, "arch") : NULL;
     const char *name;
 
     if (arch != NULL) {
         if (agglo_yaml_string(arch, &name, err) != AGGLO_OK) {
             return err->status;
         }
-        if (agglo_student_config_by_name(field, name, err) != AGGLO_OK) {
+        if (agglo_student_config_by_name(out, name, err) != AGGLO_OK) {
             return agglo_at(err, "%s:%d", arch->file, arch->line);
         }
     }
-    return agglo_yaml_fields(node, "student", student_fields, AGGLO_COUNT(student_fields), field, context, err);
+    return agglo_yaml_fields(map, "student", student_fields, AGGLO_COUNT(student_fields), out, NULL, err);
+}
+
+static agglo_status read_student(const agglo_yaml *node, void *field, void *context, agglo_err *err)
+{
+    agglo_recipe *recipe = context;
+
+    recipe->student_image = node->kind == AGGLO_YAML_MAP && agglo_yaml_get(node, "image") != NULL;
+    return agglo_recipe_student(field, node, err);
 }
 
 /* ---- loss, train, launch ---- */
@@ -451,7 +460,9 @@ static agglo_status read_fields(agglo_recipe *recipe, agglo_err *err)
         AGGLO_OK) {
         return err->status;
     }
-    recipe->student.image = recipe->train.size;
+    if (!recipe->student_image) {
+        recipe->student.image = recipe->train.size;
+    }
     if (agglo_student_config_check(&recipe->student, err) != AGGLO_OK) {
         agglo_at(err, "student");
         return agglo_at(err, "%s", recipe->path);

@@ -63,7 +63,8 @@ typedef struct agglo_recipe {
     size_t n_groups;
     agglo_recipe_teacher teachers[AGGLO_MAX_TEACHERS];
     size_t n_teachers;
-    agglo_student_config student;
+    agglo_student_config student; /* its image is train.size unless the recipe says otherwise */
+    bool student_image;           /* it does */
     agglo_trainer_config trainer; /* of the sections loss and train */
     agglo_recipe_train train;
     int space, balance; /* 0: native, 0: none */
@@ -74,6 +75,9 @@ typedef struct agglo_recipe {
  * frees with agglo_recipe_clear. */
 agglo_status agglo_recipe_read(agglo_recipe *out, const char *path, const char *const *sets, size_t n_sets, agglo_err *err);
 void agglo_recipe_clear(agglo_recipe *recipe); /* safe on a zeroed one */
+
+/* A student from a map of the fields that the section `student` takes (arch is required), `image` among them. AGGLO_E_CONFIG. */
+agglo_status agglo_recipe_student(agglo_student_config *out, const agglo_yaml *map, agglo_err *err);
 
 /* The view group of a teacher. */
 const agglo_view_config *agglo_recipe_group(const agglo_recipe *recipe, const agglo_recipe_teacher *teacher);
