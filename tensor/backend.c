@@ -1,0 +1,106 @@
+/* Choosing a backend by name, and what all backends share: the latched failure and memory. */
+#include "tensor/backend_impl.h"
+
+#include <string.h>
+
+agglo_status agglo_backend_open(agglo_backend **out, const char *device, int n_threads, agglo_err *err)
+{
+    *out = NULL;
+    if (strcmp(device, "cpu") == 0 || strcmp(device, "auto") == 0) {
+        return agglo_backend_cpu_new(out, n_threads, err);
+    }
+    if (strcmp(device, "cuda") == 0 || (strncmp(device, "cuda:", 5) == 0 && device[5] != '\0' &&
+                                        strspn(device + 5, "0123456789") == strlen(device + 5))) {
+        agglo_fail(err, AGGLO_E_UNSUPPORTED, "this build has no CUDA backend");
+    } else {
+        agglo_fail(err, AGGLO_E_CONFIG, "unknown device, expected cpu, cuda, cuda:N or auto");
+    }
+    agglo_at(err, "%s", device);
+    return agglo_doing(err, "cannot open device");
+}
+
+void agglo_backend_free(agglo_backend *backend)
+{
+    if (backend != NULL) {
+        backend->ops->free(backend);
+    }
+}
+
+const char *agglo_backend_describe(const agglo_backend *backend)
+{
+    return backend->describe;
+}
+
+bool agglo_backend_supports(const agglo_backend *backend, agglo_dtype dtype)
+{
+    return backend->ops->supports(backend, dtype);
+}
+
+void agglo_backend_latch(agglo_backend *be, const agglo_err *err)
+{
+    if (be->failed.status == AGGLO_OK) {
+        be->failed = *err;
+    }
+}
+
+agglo_status agglo_backend_check(agglo_backend *backend, agglo_err *err)
+{
+    backend->ops->wait(backend);
+    if (backend->failed.status == AGGLO_OK) {
+        return AGGLO_OK;
+    }
+    *err = backend->failed;
+    agglo_err_clear(&backend->failed);
+    return err->status;
+}
+
+agglo_pool *agglo_backend_pool(agglo_backend *backend)
+{
+    return backend->pool;
+}
+
+void *agglo_backend_alloc(agglo_backend *backend, size_t n_bytes, agglo_err *err)
+{
+    return backend->ops->alloc(backend, n_bytes, err);
+}
+
+void agglo_backend_release(agglo_backend *backend, void *block)
+{
+    if (block != NULL) {
+        backend->ops->release(backend, block);
+    }
+}
+
+/* Transfers are skipped like operators once something has failed. */
+static bool ready(const agglo_backend *backend, size_t n_bytes)
+{
+    return n_bytes > 0 && backend->failed.status == AGGLO_OK;
+}
+
+void agglo_upload(agglo_backend *backend, void *dst, const void *src, size_t n_bytes)
+{
+    if (ready(backend, n_bytes)) {
+        backend->ops->upload(backend, dst, src, n_bytes);
+    }
+}
+
+void agglo_download(agglo_backend *backend, void *dst, const void *src, size_t n_bytes)
+{
+    if (ready(backend, n_bytes)) {
+        backend->ops->download(backend, dst, src, n_bytes);
+    }
+}
+
+void agglo_copy(agglo_backend *backend, void *dst, const void *src, size_t n_bytes)
+{
+    if (ready(backend, n_bytes)) {
+        backend->ops->copy(backend, dst, src, n_bytes);
+    }
+}
+
+void agglo_zero(agglo_backend *backend, void *dst, size_t n_bytes)
+{
+    if (ready(backend, n_bytes)) {
+        backend->ops->zero(backend, dst, n_bytes);
+    }
+}

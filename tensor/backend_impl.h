@@ -1,0 +1,92 @@
+/* What a backend is made of: the table that implements memory and operators. Only backends, ops.c and backend.c see this.
+ *
+ * The operators of the table have the signatures and meaning of tensor/ops.h. They are called with checked shapes, never while a
+ * failure is latched, and one at a time. A backend embeds struct agglo_backend as its first member.
+ */
+#ifndef AGGLO_TENSOR_BACKEND_IMPL_H
+#define AGGLO_TENSOR_BACKEND_IMPL_H
+
+#include "tensor/ops.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct agglo_backend_ops {
+    void (*free)(agglo_backend *be);
+    bool (*supports)(const agglo_backend *be, agglo_dtype dtype); /* floating dtypes only are asked for */
+    void (*wait)(agglo_backend *be); /* for outstanding work; latches what failed meanwhile */
+
+    void *(*alloc)(agglo_backend *be, size_t n_bytes, agglo_err *err);
+    void (*release)(agglo_backend *be, void *block);
+    void (*upload)(agglo_backend *be, void *dst, const void *src, size_t n_bytes);
+    void (*download)(agglo_backend *be, void *dst, const void *src, size_t n_bytes);
+    void (*copy)(agglo_backend *be, void *dst, const void *src, size_t n_bytes);
+    void (*zero)(agglo_backend *be, void *dst, size_t n_bytes);
+
+    void (*linear)(agglo_backend *be, const agglo_tensor *x, const agglo_tensor *w, const agglo_tensor *b,
+                   agglo_act act, agglo_tensor *pre, agglo_tensor *y);
+    void (*linear_bwd_input)(agglo_backend *be, const agglo_tensor *d_y, const agglo_tensor *w, bool accumulate,
+                             agglo_tensor *d_x);
+    void (*linear_bwd_weight)(agglo_backend *be, const agglo_tensor *d_y, const agglo_tensor *x, agglo_tensor *d_w,
+                              agglo_tensor *d_b);
+
+    void (*activate)(agglo_backend *be, agglo_act act, const agglo_tensor *x, agglo_tensor *y);
+    void (*activate_bwd)(agglo_backend *be, agglo_act act, const agglo_tensor *x, const agglo_tensor *d_y,
+                         agglo_tensor *d_x);
+    void (*swiglu)(agglo_backend *be, const agglo_tensor *u, agglo_tensor *y);
+    void (*swiglu_bwd)(agglo_backend *be, const agglo_tensor *u, const agglo_tensor *d_y, agglo_tensor *d_u);
+
+    void (*layernorm)(agglo_backend *be, const agglo_tensor *x, const agglo_tensor *w, const agglo_tensor *b, float eps,
+                      agglo_tensor *y, agglo_tensor *mean, agglo_tensor *rstd);
+    void (*layernorm_bwd)(agglo_backend *be, const agglo_tensor *d_y, const agglo_tensor *x, const agglo_tensor *w,
+                          const agglo_tensor *mean, const agglo_tensor *rstd, bool accumulate, agglo_tensor *d_x,
+                          agglo_tensor *d_w, agglo_tensor *d_b);
+
+    void (*attention)(agglo_backend *be, const agglo_tensor *qkv, float scale, agglo_tensor *out, agglo_tensor *lse);
+    void (*attention_bwd)(agglo_backend *be, const agglo_tensor *d_out, const agglo_tensor *qkv,
+                          const agglo_tensor *out, const agglo_tensor *lse, float scale, agglo_tensor *d_qkv);
+
+    void (*residual)(agglo_backend *be, const agglo_tensor *x, const agglo_tensor *h, const agglo_tensor *gamma,
+                     agglo_tensor *y);
+    void (*residual_bwd)(agglo_backend *be, const agglo_tensor *d_y, const agglo_tensor *h, const agglo_tensor *gamma,
+                         agglo_tensor *d_h, agglo_tensor *d_gamma);
+
+    void (*patchify)(agglo_backend *be, const agglo_tensor *pixels, const float mean[3], const float std[3], int patch,
+                     agglo_tensor *patches);
+    void (*tokens_join)(agglo_backend *be, const agglo_tensor *prefix, const agglo_tensor *patches,
+                        const agglo_tensor *pos, agglo_tensor *y);
+    void (*tokens_join_bwd)(agglo_backend *be, const agglo_tensor *d_y, agglo_tensor *d_prefix, agglo_tensor *d_patches,
+                            agglo_tensor *d_pos);
+    void (*tokens_slice)(agglo_backend *be, const agglo_tensor *x, int64_t first, agglo_tensor *y);
+    void (*tokens_slice_bwd)(agglo_backend *be, const agglo_tensor *d_y, int64_t first, bool accumulate,
+                             agglo_tensor *d_x);
+    void (*tokens_mean)(agglo_backend *be, const agglo_tensor *x, agglo_tensor *y);
+    void (*tokens_mean_bwd)(agglo_backend *be, const agglo_tensor *d_y, bool accumulate, agglo_tensor *d_x);
+    void (*resize_bilinear)(agglo_backend *be, const agglo_tensor *x, agglo_tensor *y);
+    void (*resize_bilinear_bwd)(agglo_backend *be, const agglo_tensor *d_y, bool accumulate, agglo_tensor *d_x);
+
+    void (*distill_loss)(agglo_backend *be, const agglo_loss_config *config, const agglo_tensor *pred,
+                         const agglo_tensor *target, const agglo_tensor *valid, float grad_scale, agglo_tensor *d_pred,
+                         agglo_tensor *sums);
+    void (*adamw)(agglo_backend *be, const agglo_adamw_config *config, agglo_tensor *p, const agglo_tensor *g,
+                  agglo_tensor *m, agglo_tensor *v);
+    void (*sum_squares)(agglo_backend *be, const agglo_tensor *x, agglo_tensor *out);
+    void (*axpy)(agglo_backend *be, float a, const agglo_tensor *x, agglo_tensor *y);
+    void (*cast)(agglo_backend *be, const agglo_tensor *x, agglo_tensor *y);
+} agglo_backend_ops;
+
+struct agglo_backend {
+    const agglo_backend_ops *ops;
+    agglo_pool *pool;   /* NULL on a device */
+    agglo_err failed;   /* the first failure since the last check; AGGLO_OK: none */
+    char describe[128]; /* "cpu (avx2, 2 threads)" */
+};
+
+/* Latch `err` unless an earlier failure stands. */
+void agglo_backend_latch(agglo_backend *be, const agglo_err *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

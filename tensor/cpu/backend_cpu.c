@@ -1,0 +1,184 @@
+/* The CPU backend: host memory, a pool of threads, scratch, and the choice of instruction set. */
+#include "tensor/cpu/cpu_impl.h"
+
+#include "base/alloc.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define MEMORY_ALIGN 256
+
+static void cpu_free(agglo_backend *be)
+{
+    agglo_cpu *cpu = (agglo_cpu *)be;
+
+    agglo_pool_free(be->pool);
+    agglo_free(cpu->scratch);
+    agglo_free(cpu);
+}
+
+static bool cpu_supports(const agglo_backend *be, agglo_dtype dtype)
+{
+    (void)be;
+    return dtype == AGGLO_F32;
+}
+
+static void cpu_wait(agglo_backend *be)
+{
+    (void)be; /* every operator has finished when it returns */
+}
+
+/* A block is aligned up from an allocation whose address is kept right before it. */
+static void *cpu_alloc(agglo_backend *be, size_t n_bytes, agglo_err *err)
+{
+    uint8_t *whole, *block;
+    size_t total;
+
+    (void)be;
+    if (!agglo_size_add(n_bytes, MEMORY_ALIGN + sizeof whole, &total)) {
+        agglo_fail(err, AGGLO_E_MEMORY, "%zu bytes is more than can be addressed", n_bytes);
+        return NULL;
+    }
+    whole = agglo_alloc(total, 1, err);
+    if (whole == NULL) {
+        return NULL;
+    }
+    block = whole + sizeof whole;
+    block += (MEMORY_ALIGN - (uintptr_t)block % MEMORY_ALIGN) % MEMORY_ALIGN;
+    memcpy(block - sizeof whole, &whole, sizeof whole);
+    return block;
+}
+
+static void cpu_release(agglo_backend *be, void *block)
+{
+    uint8_t *whole;
+
+    (void)be;
+    memcpy(&whole, (uint8_t *)block - sizeof whole, sizeof whole);
+    agglo_free(whole);
+}
+
+static void cpu_move(agglo_backend *be, void *dst, const void *src, size_t n_bytes)
+{
+    (void)be;
+    memcpy(dst, src, n_bytes);
+}
+
+static void cpu_zero(agglo_backend *be, void *dst, size_t n_bytes)
+{
+    (void)be;
+    memset(dst, 0, n_bytes);
+}
+
+bool agglo_cpu_reserve(agglo_backend *be, size_t shared_bytes, size_t worker_bytes)
+{
+    agglo_cpu *cpu = (agglo_cpu *)be;
+    size_t total, n_workers = (size_t)agglo_pool_threads(be->pool);
+    agglo_err err = {0};
+
+    if (shared_bytes <= cpu->shared_bytes && worker_bytes <= cpu->worker_bytes) {
+        return true;
+    }
+    shared_bytes = shared_bytes > cpu->shared_bytes ? (shared_bytes + 63) / 64 * 64 : cpu->shared_bytes;
+    worker_bytes = worker_bytes > cpu->worker_bytes ? (worker_bytes + 63) / 64 * 64 : cpu->worker_bytes;
+    agglo_free(cpu->scratch);
+    cpu->scratch = NULL;
+    cpu->shared_bytes = cpu->worker_bytes = 0;
+    if (!agglo_size_mul(worker_bytes, n_workers, &total) || !agglo_size_add(total, shared_bytes, &total)) {
+        agglo_fail(&err, AGGLO_E_MEMORY, "scratch of %zu x %zu bytes is more than can be addressed", n_workers,
+                   worker_bytes);
+    } else {
+        cpu->scratch = agglo_alloc(total, 1, &err);
+    }
+    if (cpu->scratch == NULL) {
+        agglo_doing(&err, "cannot allocate scratch of the CPU backend");
+        agglo_backend_latch(be, &err);
+        return false;
+    }
+    cpu->shared_bytes = shared_bytes;
+    cpu->worker_bytes = worker_bytes;
+    return true;
+}
+
+#define DECLARE_ISA(isa)                                                                                               \
+    void agglo_cpu_attention_ops_##isa(agglo_backend_ops *ops);                                                        \
+    void agglo_cpu_elementwise_ops_##isa(agglo_backend_ops *ops);                                                      \
+    void agglo_cpu_linear_ops_##isa(agglo_backend_ops *ops);                                                           \
+    void agglo_cpu_loss_ops_##isa(agglo_backend_ops *ops);                                                             \
+    void agglo_cpu_norm_ops_##isa(agglo_backend_ops *ops);                                                             \
+    void agglo_cpu_tokens_ops_##isa(agglo_backend_ops *ops)
+
+#define FILL_ISA(isa, ops)                                                                                             \
+    do {                                                                                                               \
+        agglo_cpu_attention_ops_##isa(ops);                                                                            \
+        agglo_cpu_elementwise_ops_##isa(ops);                                                                          \
+        agglo_cpu_linear_ops_##isa(ops);                                                                               \
+        agglo_cpu_loss_ops_##isa(ops);                                                                                 \
+        agglo_cpu_norm_ops_##isa(ops);                                                                                 \
+        agglo_cpu_tokens_ops_##isa(ops);                                                                               \
+    } while (0)
+
+DECLARE_ISA(generic);
+#ifdef AGGLO_CPU_X86
+DECLARE_ISA(avx2);
+DECLARE_ISA(avx512);
+#endif
+
+/* Enter the operators of the widest instruction set of this machine; returns its name. */
+static const char *fill_operators(agglo_backend_ops *ops)
+{
+#ifdef AGGLO_CPU_X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma")) {
+        FILL_ISA(avx512, ops);
+        return "avx512";
+    }
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+        FILL_ISA(avx2, ops);
+        return "avx2";
+    }
+#endif
+    FILL_ISA(generic, ops);
+    return "generic";
+}
+
+typedef struct cpu_backend {
+    agglo_cpu cpu;
+    agglo_backend_ops ops;
+} cpu_backend;
+
+agglo_status agglo_backend_cpu_new(agglo_backend **out, int n_threads, agglo_err *err)
+{
+    cpu_backend *made;
+    agglo_backend *be;
+    const char *isa;
+
+    *out = NULL;
+    made = agglo_alloc(1, sizeof *made, err);
+    if (made == NULL) {
+        return agglo_doing(err, "cannot open the CPU backend");
+    }
+    made->ops = (agglo_backend_ops){
+        .free = cpu_free,
+        .supports = cpu_supports,
+        .wait = cpu_wait,
+        .alloc = cpu_alloc,
+        .release = cpu_release,
+        .upload = cpu_move,
+        .download = cpu_move,
+        .copy = cpu_move,
+        .zero = cpu_zero,
+    };
+    isa = fill_operators(&made->ops);
+    be = &made->cpu.base;
+    be->ops = &made->ops;
+    if (agglo_pool_new(&be->pool, n_threads, err) != AGGLO_OK) {
+        cpu_free(be);
+        return agglo_doing(err, "cannot open the CPU backend");
+    }
+    snprintf(be->describe, sizeof be->describe, "cpu (%s, %d thread%s)", isa, agglo_pool_threads(be->pool),
+             agglo_pool_threads(be->pool) == 1 ? "" : "s");
+    *out = be;
+    return AGGLO_OK;
+}

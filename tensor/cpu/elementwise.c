@@ -1,0 +1,415 @@
+/* Element by element on the CPU: activations, gated units, residuals, the optimiser's update, conversions and sums.
+ *
+ * `#pragma omp simd` states that iterations are independent, which holds also where an output is an input (the same element).
+ */
+#include "tensor/cpu/cpu_impl.h"
+#include "tensor/math_inline.h"
+
+#include <math.h>
+#include <string.h>
+
+#define CHUNK 16384 /* elements per task */
+
+/* One loop per activation: the choice is made outside. */
+#define ACT_LOOP(expr)                                                                                                 \
+    do {                                                                                                               \
+        _Pragma("omp simd") for (int64_t i = 0; i < n; i++)                                                            \
+        {                                                                                                              \
+            float v = x[i];                                                                                            \
+            y[i] = (expr);                                                                                             \
+        }                                                                                                              \
+    } while (0)
+
+static void act_range(agglo_act act, int64_t n, const float *x, float *y)
+{
+    switch (act) {
+    case AGGLO_ACT_NONE:
+        if (x != y) {
+            memcpy(y, x, (size_t)n * sizeof *y);
+        }
+        break;
+    case AGGLO_ACT_GELU:
+        ACT_LOOP(agglo_gelu(v));
+        break;
+    case AGGLO_ACT_QUICK_GELU:
+        ACT_LOOP(agglo_quick_gelu(v));
+        break;
+    case AGGLO_ACT_SILU:
+        ACT_LOOP(agglo_silu(v));
+        break;
+    case AGGLO_ACT_RELU:
+        ACT_LOOP(v < 0.0f ? 0.0f : v);
+        break;
+    }
+}
+
+void AGGLO_CPU_NAME(bias_act)(agglo_act act, int64_t n, const float *x, const float *b, float *pre, float *y)
+{
+    float *sum = pre != NULL ? pre : y;
+
+    if (b != NULL) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) {
+            sum[i] = x[i] + b[i];
+        }
+    } else if (sum != x) {
+        memcpy(sum, x, (size_t)n * sizeof *sum);
+    }
+    act_range(act, n, sum, y);
+}
+
+/* Arrays of one loop over n elements; what an operator does not use is NULL. */
+typedef struct range_work {
+    int64_t n, c;
+    const float *a, *b, *gamma;
+    float *y, *m, *v;
+    agglo_act act;
+    float scale;
+    const agglo_adamw_config *adamw;
+    double *partial;
+    const void *from;
+    void *to;
+    agglo_dtype from_dtype, to_dtype;
+} range_work;
+
+static void run_chunks(agglo_backend *be, range_work *job, void (*body)(void *, int64_t, int))
+{
+    agglo_pool_for(be->pool, agglo_ceil_div(job->n, CHUNK), body, job);
+}
+
+static void activate_chunk(void *context, int64_t index, int worker)
+{
+    const range_work *job = context;
+    int64_t first = index * CHUNK;
+
+    (void)worker;
+    act_range(job->act, agglo_min(CHUNK, job->n - first), job->a + first, job->y + first);
+}
+
+static void activate(agglo_backend *be, agglo_act act, const agglo_tensor *x, agglo_tensor *y)
+{
+    range_work job = {.n = agglo_tensor_count(x), .a = x->data, .y = y->data, .act = act};
+
+    run_chunks(be, &job, activate_chunk);
+}
+
+#define SLOPE_LOOP(expr)                                                                                               \
+    do {                                                                                                               \
+        _Pragma("omp simd") for (int64_t i = 0; i < n; i++)                                                            \
+        {                                                                                                              \
+            float v = x[i];                                                                                            \
+            d_x[i] = d_y[i] * (expr);                                                                                  \
+        }                                                                                                              \
+    } while (0)
+
+static void activate_bwd_chunk(void *context, int64_t index, int worker)
+{
+    const range_work *job = context;
+    int64_t first = index * CHUNK, n = agglo_min(CHUNK, job->n - first);
+    const float *x = job->a + first, *d_y = job->b + first;
+    float *d_x = job->y + first;
+
+    (void)worker;
+    switch (job->act) {
+    case AGGLO_ACT_NONE:
+        if (d_x != d_y) {
+            memcpy(d_x, d_y, (size_t)n * sizeof *d_x);
+        }
+        break;
+    case AGGLO_ACT_GELU:
+        SLOPE_LOOP(agglo_gelu_slope(v));
+        break;
+    case AGGLO_ACT_QUICK_GELU:
+        SLOPE_LOOP(agglo_quick_gelu_slope(v));
+        break;
+    case AGGLO_ACT_SILU:
+        SLOPE_LOOP(agglo_silu_slope(v));
+        break;
+    case AGGLO_ACT_RELU:
+        SLOPE_LOOP(v > 0.0f ? 1.0f : 0.0f);
+        break;
+    }
+}
+
+static void activate_bwd(agglo_backend *be, agglo_act act, const agglo_tensor *x, const agglo_tensor *d_y,
+                         agglo_tensor *d_x)
+{
+    range_work job = {.n = agglo_tensor_count(x), .a = x->data, .b = d_y->data, .y = d_x->data, .act = act};
+
+    run_chunks(be, &job, activate_bwd_chunk);
+}
+
+/* Row-wise loops: rows per task so that a task is about a chunk. */
+static int64_t rows_per_task(int64_t c)
+{
+    return 1 + CHUNK / c;
+}
+
+static void run_rows(agglo_backend *be, range_work *job, void (*body)(void *, int64_t, int))
+{
+    agglo_pool_for(be->pool, agglo_ceil_div(job->n, rows_per_task(job->c)), body, job);
+}
+
+static void swiglu_rows(void *context, int64_t index, int worker)
+{
+    const range_work *job = context;
+    int64_t h = job->c, step = rows_per_task(h), end = agglo_min((index + 1) * step, job->n);
+
+    (void)worker;
+    for (int64_t i = index * step; i < end; i++) {
+        const float *gate = job->a + 2 * i * h, *value = gate + h;
+        float *y = job->y + i * h;
+
+#pragma omp simd
+        for (int64_t j = 0; j < h; j++) {
+            y[j] = agglo_silu(gate[j]) * value[j];
+        }
+    }
+}
+
+static void swiglu(agglo_backend *be, const agglo_tensor *u, agglo_tensor *y)
+{
+    int64_t h = y->shape[y->rank - 1];
+    range_work job = {.n = agglo_tensor_count(y) / h, .c = h, .a = u->data, .y = y->data};
+
+    run_rows(be, &job, swiglu_rows);
+}
+
+static void swiglu_bwd_rows(void *context, int64_t index, int worker)
+{
+    const range_work *job = context;
+    int64_t h = job->c, step = rows_per_task(h), end = agglo_min((index + 1) * step, job->n);
+
+    (void)worker;
+    for (int64_t i = index * step; i < end; i++) {
+        const float *gate = job->a + 2 * i * h, *value = gate + h, *d_y = job->b + i * h;
+        float *d_gate = job->y + 2 * i * h, *d_value = d_gate + h;
+
+#pragma omp simd
+        for (int64_t j = 0; j < h; j++) {
+            float g = gate[j], d = d_y[j], d_g = d * value[j] * agglo_silu_slope(g);
+
+            d_value[j] = d * agglo_silu(g);
+            d_gate[j] = d_g;
+        }
+    }
+}
+
+static void swiglu_bwd(agglo_backend *be, const agglo_tensor *u, const agglo_tensor *d_y, agglo_tensor *d_u)
+{
+    int64_t h = d_y->shape[d_y->rank - 1];
+    range_work job = {.n = agglo_tensor_count(d_y) / h, .c = h, .a = u->data, .b = d_y->data, .y = d_u->data};
+
+    run_rows(be, &job, swiglu_bwd_rows);
+}
+
+static void residual_rows(void *context, int64_t index, int worker)
+{
+    const range_work *job = context;
+    int64_t c = job->c, step = rows_per_task(c), end = agglo_min((index + 1) * step, job->n);
+
+    (void)worker;
+    for (int64_t i = index * step; i < end; i++) {
+        const float *x = job->a + i * c, *h = job->b + i * c;
+        float *y = job->y + i * c;
+
+        if (job->gamma == NULL) {
+#pragma omp simd
+            for (int64_t j = 0; j < c; j++) {
+                y[j] = x[j] + h[j];
+            }
+        } else {
+#pragma omp simd
+            for (int64_t j = 0; j < c; j++) {
+                y[j] = x[j] + job->gamma[j] * h[j];
+            }
+        }
+    }
+}
+
+static void residual(agglo_backend *be, const agglo_tensor *x, const agglo_tensor *h, const agglo_tensor *gamma,
+                     agglo_tensor *y)
+{
+    int64_t c = x->shape[x->rank - 1];
+    range_work job = {.n = agglo_tensor_count(x) / c, .c = c, .a = x->data, .b = h->data, .y = y->data};
+
+    job.gamma = gamma == NULL ? NULL : gamma->data;
+    run_rows(be, &job, residual_rows);
+}
+
+#define COLS       256 /* columns per task where columns are summed */
+#define BLOCK_ROWS 256 /* rows summed in float before they go to a double */
+
+/* d_gamma first: d_h may be d_y. */
+static void residual_bwd_cols(void *context, int64_t index, int worker)
+{
+    const range_work *job = context;
+    int64_t c = job->c, first = index * COLS, n = agglo_min(COLS, c - first);
+    const float *gamma = job->gamma + first;
+    double total[COLS] = {0};
+
+    (void)worker;
+    for (int64_t i0 = 0; i0 < job->n; i0 += BLOCK_ROWS) {
+        int64_t i1 = agglo_min(i0 + BLOCK_ROWS, job->n);
+        float block[COLS] = {0};
+
+        for (int64_t i = i0; i < i1; i++) {
+            const float *d_y = job->a + i * c + first, *h = job->b + i * c + first;
+            float *d_h = job->y + i * c + first;
+
+#pragma omp simd
+            for (int64_t j = 0; j < n; j++) {
+                float d = d_y[j];
+
+                block[j] += d * h[j];
+                d_h[j] = gamma[j] * d;
+            }
+        }
+        for (int64_t j = 0; j < n; j++) {
+            total[j] += (double)block[j];
+        }
+    }
+    for (int64_t j = 0; j < n; j++) {
+        job->m[first + j] = (float)((double)job->m[first + j] + total[j]);
+    }
+}
+
+static void residual_bwd(agglo_backend *be, const agglo_tensor *d_y, const agglo_tensor *h, const agglo_tensor *gamma,
+                         agglo_tensor *d_h, agglo_tensor *d_gamma)
+{
+    int64_t c = d_y->shape[d_y->rank - 1];
+    range_work job = {.n = agglo_tensor_count(d_y) / c, .c = c, .a = d_y->data, .b = h->data, .gamma = gamma->data};
+
+    job.y = d_h->data;
+    job.m = d_gamma->data;
+    agglo_pool_for(be->pool, agglo_ceil_div(c, COLS), residual_bwd_cols, &job);
+}
+
+static void adamw_chunk(void *context, int64_t index, int worker)
+{
+    const range_work *job = context;
+    const agglo_adamw_config *config = job->adamw;
+    int64_t first = index * CHUNK, n = agglo_min(CHUNK, job->n - first);
+    const float *g = job->a + first;
+    float *p = job->y + first, *m = job->m + first, *v = job->v + first;
+    float b1 = config->beta1, b2 = config->beta2, eps = config->eps, grad_scale = config->grad_scale;
+    float keep = 1.0f - config->lr * config->weight_decay;
+    float step = (float)((double)config->lr / (1.0 - pow((double)b1, (double)config->step)));
+    float inverse = (float)(1.0 / sqrt(1.0 - pow((double)b2, (double)config->step)));
+
+    (void)worker;
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) {
+        float d = g[i] * grad_scale, m1 = b1 * m[i] + (1.0f - b1) * d, v1 = b2 * v[i] + (1.0f - b2) * d * d;
+
+        m[i] = m1;
+        v[i] = v1;
+        p[i] = p[i] * keep - step * m1 / (__builtin_sqrtf(v1) * inverse + eps);
+    }
+}
+
+static void adamw(agglo_backend *be, const agglo_adamw_config *config, agglo_tensor *p, const agglo_tensor *g,
+                  agglo_tensor *m, agglo_tensor *v)
+{
+    range_work job = {
+        .n = agglo_tensor_count(p), .a = g->data, .y = p->data, .m = m->data, .v = v->data, .adamw = config};
+
+    run_chunks(be, &job, adamw_chunk);
+}
+
+static void sum_squares_chunk(void *context, int64_t index, int worker)
+{
+    const range_work *job = context;
+    int64_t first = index * CHUNK, end = agglo_min(first + CHUNK, job->n);
+    double total = 0.0;
+
+    (void)worker;
+    for (int64_t i0 = first; i0 < end; i0 += 1024) {
+        int64_t i1 = agglo_min(i0 + 1024, end);
+        float sum = 0.0f;
+
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = i0; i < i1; i++) {
+            sum += job->a[i] * job->a[i];
+        }
+        total += (double)sum;
+    }
+    job->partial[index] = total;
+}
+
+static void sum_squares(agglo_backend *be, const agglo_tensor *x, agglo_tensor *out)
+{
+    range_work job = {.n = agglo_tensor_count(x), .a = x->data};
+    int64_t n_chunks = agglo_ceil_div(job.n, CHUNK);
+    double total = 0.0;
+
+    if (!agglo_cpu_reserve(be, (size_t)n_chunks * sizeof(double), 0)) {
+        return;
+    }
+    job.partial = agglo_cpu_shared(be);
+    run_chunks(be, &job, sum_squares_chunk);
+    for (int64_t i = 0; i < n_chunks; i++) {
+        total += job.partial[i];
+    }
+    *(float *)out->data = (float)((double)*(float *)out->data + total);
+}
+
+static void axpy_chunk(void *context, int64_t index, int worker)
+{
+    const range_work *job = context;
+    int64_t first = index * CHUNK, n = agglo_min(CHUNK, job->n - first);
+    const float *x = job->a + first;
+    float *y = job->y + first;
+
+    (void)worker;
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) {
+        y[i] += job->scale * x[i];
+    }
+}
+
+static void axpy(agglo_backend *be, float a, const agglo_tensor *x, agglo_tensor *y)
+{
+    range_work job = {.n = agglo_tensor_count(x), .a = x->data, .y = y->data, .scale = a};
+
+    run_chunks(be, &job, axpy_chunk);
+}
+
+/* Through a small float buffer: 16-bit to 16-bit is rare, and the buffer stays in the first-level cache. */
+static void cast_chunk(void *context, int64_t index, int worker)
+{
+    const range_work *job = context;
+    int64_t first = index * CHUNK, end = agglo_min(first + CHUNK, job->n);
+    size_t from_size = agglo_dtype_size(job->from_dtype), to_size = agglo_dtype_size(job->to_dtype);
+    float block[1024];
+
+    (void)worker;
+    for (int64_t i = first; i < end; i += 1024) {
+        size_t n = (size_t)agglo_min(1024, end - i);
+
+        agglo_dtype_to_f32(block, (const uint8_t *)job->from + (size_t)i * from_size, job->from_dtype, n);
+        agglo_dtype_from_f32((uint8_t *)job->to + (size_t)i * to_size, block, job->to_dtype, n);
+    }
+}
+
+static void cast(agglo_backend *be, const agglo_tensor *x, agglo_tensor *y)
+{
+    range_work job = {
+        .n = agglo_tensor_count(x), .from = x->data, .to = y->data, .from_dtype = x->dtype, .to_dtype = y->dtype};
+
+    run_chunks(be, &job, cast_chunk);
+}
+
+void AGGLO_CPU_NAME(elementwise_ops)(agglo_backend_ops *ops)
+{
+    ops->activate = activate;
+    ops->activate_bwd = activate_bwd;
+    ops->swiglu = swiglu;
+    ops->swiglu_bwd = swiglu_bwd;
+    ops->residual = residual;
+    ops->residual_bwd = residual_bwd;
+    ops->adamw = adamw;
+    ops->sum_squares = sum_squares;
+    ops->axpy = axpy;
+    ops->cast = cast;
+}

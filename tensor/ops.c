@@ -1,0 +1,388 @@
+/* The operators' front: shapes and types are checked here, once for every backend, then the backend's table is called, unless a
+ * failure is latched. A violated shape is a bug in the caller.
+ */
+#include "tensor/backend_impl.h"
+
+static bool ready(const agglo_backend *be)
+{
+    return be->failed.status == AGGLO_OK;
+}
+
+/* A tensor with memory, no empty axis, and a dtype that this backend computes with. */
+static bool real(const agglo_backend *be, const agglo_tensor *t)
+{
+    if (t == NULL || t->data == NULL || t->rank < 1 || t->rank > AGGLO_MAX_RANK ||
+        !agglo_backend_supports(be, t->dtype)) {
+        return false;
+    }
+    for (int i = 0; i < t->rank; i++) {
+        if (t->shape[i] < 1) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool f32(const agglo_tensor *t)
+{
+    return t->dtype == AGGLO_F32;
+}
+
+static int64_t last(const agglo_tensor *t)
+{
+    return t->shape[t->rank - 1];
+}
+
+static int64_t rows(const agglo_tensor *t)
+{
+    return agglo_tensor_count(t) / last(t);
+}
+
+static bool matrix(const agglo_backend *be, const agglo_tensor *t, int64_t m, int64_t n)
+{
+    return real(be, t) && last(t) == n && rows(t) == m;
+}
+
+/* A vector of n: a bias, a scale, row statistics. Always F32 where it is a gradient or a statistic. */
+static bool vector(const agglo_backend *be, const agglo_tensor *t, int64_t n)
+{
+    return real(be, t) && agglo_tensor_count(t) == n;
+}
+
+static bool like(const agglo_backend *be, const agglo_tensor *t, const agglo_tensor *other)
+{
+    return real(be, t) && agglo_tensor_count(t) == agglo_tensor_count(other) && last(t) == last(other);
+}
+
+static bool floating(const agglo_tensor *t)
+{
+    return t->dtype == AGGLO_F32 || t->dtype == AGGLO_F16 || t->dtype == AGGLO_BF16;
+}
+
+static bool known(agglo_act act)
+{
+    return act >= AGGLO_ACT_NONE && act <= AGGLO_ACT_RELU;
+}
+
+void agglo_linear(agglo_backend *be, const agglo_tensor *x, const agglo_tensor *w, const agglo_tensor *b, agglo_act act,
+                  agglo_tensor *pre, agglo_tensor *y)
+{
+    AGGLO_ASSERT(real(be, x) && real(be, w) && w->rank == 2 && w->shape[1] == last(x));
+    AGGLO_ASSERT(b == NULL || vector(be, b, w->shape[0]));
+    AGGLO_ASSERT(known(act) && matrix(be, y, rows(x), w->shape[0]) && y->data != x->data);
+    AGGLO_ASSERT(pre == NULL || (matrix(be, pre, rows(x), w->shape[0]) && pre->data != y->data));
+    if (ready(be)) {
+        be->ops->linear(be, x, w, b, act, pre, y);
+    }
+}
+
+void agglo_linear_bwd_input(agglo_backend *be, const agglo_tensor *d_y, const agglo_tensor *w, bool accumulate,
+                            agglo_tensor *d_x)
+{
+    AGGLO_ASSERT(real(be, d_y) && real(be, w) && w->rank == 2 && w->shape[0] == last(d_y));
+    AGGLO_ASSERT(matrix(be, d_x, rows(d_y), w->shape[1]) && d_x->data != d_y->data);
+    if (ready(be)) {
+        be->ops->linear_bwd_input(be, d_y, w, accumulate, d_x);
+    }
+}
+
+void agglo_linear_bwd_weight(agglo_backend *be, const agglo_tensor *d_y, const agglo_tensor *x, agglo_tensor *d_w,
+                             agglo_tensor *d_b)
+{
+    AGGLO_ASSERT(real(be, d_y) && real(be, x) && rows(x) == rows(d_y));
+    AGGLO_ASSERT(matrix(be, d_w, last(d_y), last(x)) && d_w->rank == 2 && f32(d_w));
+    AGGLO_ASSERT(d_b == NULL || (vector(be, d_b, last(d_y)) && f32(d_b)));
+    if (ready(be)) {
+        be->ops->linear_bwd_weight(be, d_y, x, d_w, d_b);
+    }
+}
+
+void agglo_activate(agglo_backend *be, agglo_act act, const agglo_tensor *x, agglo_tensor *y)
+{
+    AGGLO_ASSERT(known(act) && real(be, x) && vector(be, y, agglo_tensor_count(x)));
+    if (ready(be)) {
+        be->ops->activate(be, act, x, y);
+    }
+}
+
+void agglo_activate_bwd(agglo_backend *be, agglo_act act, const agglo_tensor *x, const agglo_tensor *d_y,
+                        agglo_tensor *d_x)
+{
+    AGGLO_ASSERT(known(act) && real(be, x) && vector(be, d_y, agglo_tensor_count(x)) &&
+                 vector(be, d_x, agglo_tensor_count(x)));
+    if (ready(be)) {
+        be->ops->activate_bwd(be, act, x, d_y, d_x);
+    }
+}
+
+void agglo_swiglu(agglo_backend *be, const agglo_tensor *u, agglo_tensor *y)
+{
+    AGGLO_ASSERT(real(be, u) && last(u) % 2 == 0 && matrix(be, y, rows(u), last(u) / 2) && y->data != u->data);
+    if (ready(be)) {
+        be->ops->swiglu(be, u, y);
+    }
+}
+
+void agglo_swiglu_bwd(agglo_backend *be, const agglo_tensor *u, const agglo_tensor *d_y, agglo_tensor *d_u)
+{
+    AGGLO_ASSERT(real(be, u) && last(u) % 2 == 0 && matrix(be, d_y, rows(u), last(u) / 2));
+    AGGLO_ASSERT(like(be, d_u, u) && d_u->data != d_y->data);
+    if (ready(be)) {
+        be->ops->swiglu_bwd(be, u, d_y, d_u);
+    }
+}
+
+void agglo_layernorm(agglo_backend *be, const agglo_tensor *x, const agglo_tensor *w, const agglo_tensor *b, float eps,
+                     agglo_tensor *y, agglo_tensor *mean, agglo_tensor *rstd)
+{
+    AGGLO_ASSERT(real(be, x) && vector(be, w, last(x)) && vector(be, b, last(x)) && like(be, y, x) && eps >= 0);
+    AGGLO_ASSERT(mean == NULL || (vector(be, mean, rows(x)) && f32(mean)));
+    AGGLO_ASSERT(rstd == NULL || (vector(be, rstd, rows(x)) && f32(rstd)));
+    if (ready(be)) {
+        be->ops->layernorm(be, x, w, b, eps, y, mean, rstd);
+    }
+}
+
+void agglo_layernorm_bwd(agglo_backend *be, const agglo_tensor *d_y, const agglo_tensor *x, const agglo_tensor *w,
+                         const agglo_tensor *mean, const agglo_tensor *rstd, bool accumulate, agglo_tensor *d_x,
+                         agglo_tensor *d_w, agglo_tensor *d_b)
+{
+    AGGLO_ASSERT(real(be, x) && like(be, d_y, x) && like(be, d_x, x) && vector(be, w, last(x)));
+    AGGLO_ASSERT(vector(be, mean, rows(x)) && f32(mean) && vector(be, rstd, rows(x)) && f32(rstd));
+    AGGLO_ASSERT(vector(be, d_w, last(x)) && f32(d_w) && vector(be, d_b, last(x)) && f32(d_b));
+    AGGLO_ASSERT(d_x->data != x->data && (!accumulate || d_x->data != d_y->data));
+    if (ready(be)) {
+        be->ops->layernorm_bwd(be, d_y, x, w, mean, rstd, accumulate, d_x, d_w, d_b);
+    }
+}
+
+static bool packed_qkv(const agglo_backend *be, const agglo_tensor *qkv)
+{
+    return real(be, qkv) && qkv->rank == 5 && qkv->shape[2] == 3;
+}
+
+/* out[B,N,H,D], or the same folded to [B,N,H*D] */
+static bool heads_of(const agglo_backend *be, const agglo_tensor *t, const agglo_tensor *qkv)
+{
+    return real(be, t) && agglo_tensor_count(t) * 3 == agglo_tensor_count(qkv);
+}
+
+static bool lse_of(const agglo_backend *be, const agglo_tensor *lse, const agglo_tensor *qkv)
+{
+    return real(be, lse) && f32(lse) && agglo_tensor_count(lse) == qkv->shape[0] * qkv->shape[1] * qkv->shape[3];
+}
+
+void agglo_attention(agglo_backend *be, const agglo_tensor *qkv, float scale, agglo_tensor *out, agglo_tensor *lse)
+{
+    AGGLO_ASSERT(packed_qkv(be, qkv) && heads_of(be, out, qkv) && (lse == NULL || lse_of(be, lse, qkv)));
+    if (ready(be)) {
+        be->ops->attention(be, qkv, scale, out, lse);
+    }
+}
+
+void agglo_attention_bwd(agglo_backend *be, const agglo_tensor *d_out, const agglo_tensor *qkv, const agglo_tensor *out,
+                         const agglo_tensor *lse, float scale, agglo_tensor *d_qkv)
+{
+    AGGLO_ASSERT(packed_qkv(be, qkv) && heads_of(be, out, qkv) && heads_of(be, d_out, qkv) && lse_of(be, lse, qkv));
+    AGGLO_ASSERT(like(be, d_qkv, qkv) && d_qkv->data != qkv->data && d_qkv->data != d_out->data);
+    if (ready(be)) {
+        be->ops->attention_bwd(be, d_out, qkv, out, lse, scale, d_qkv);
+    }
+}
+
+void agglo_residual(agglo_backend *be, const agglo_tensor *x, const agglo_tensor *h, const agglo_tensor *gamma,
+                    agglo_tensor *y)
+{
+    AGGLO_ASSERT(real(be, x) && like(be, h, x) && like(be, y, x) && (gamma == NULL || vector(be, gamma, last(x))));
+    if (ready(be)) {
+        be->ops->residual(be, x, h, gamma, y);
+    }
+}
+
+void agglo_residual_bwd(agglo_backend *be, const agglo_tensor *d_y, const agglo_tensor *h, const agglo_tensor *gamma,
+                        agglo_tensor *d_h, agglo_tensor *d_gamma)
+{
+    AGGLO_ASSERT(real(be, d_y) && like(be, h, d_y) && like(be, d_h, d_y) && vector(be, gamma, last(d_y)));
+    AGGLO_ASSERT(vector(be, d_gamma, last(d_y)) && f32(d_gamma) && d_h->data != h->data);
+    if (ready(be)) {
+        be->ops->residual_bwd(be, d_y, h, gamma, d_h, d_gamma);
+    }
+}
+
+void agglo_patchify(agglo_backend *be, const agglo_tensor *pixels, const float mean[3], const float std[3], int patch,
+                    agglo_tensor *patches)
+{
+    AGGLO_ASSERT(pixels->data != NULL && pixels->dtype == AGGLO_U8 && pixels->rank == 4 && pixels->shape[3] == 3);
+    AGGLO_ASSERT(patch > 0 && pixels->shape[0] > 0 && pixels->shape[1] > 0 && pixels->shape[2] > 0);
+    AGGLO_ASSERT(pixels->shape[1] % patch == 0 && pixels->shape[2] % patch == 0);
+    AGGLO_ASSERT(matrix(be, patches, pixels->shape[0] * (pixels->shape[1] / patch) * (pixels->shape[2] / patch),
+                        (int64_t)3 * patch * patch));
+    AGGLO_ASSERT(std[0] > 0 && std[1] > 0 && std[2] > 0);
+    if (ready(be)) {
+        be->ops->patchify(be, pixels, mean, std, patch, patches);
+    }
+}
+
+static bool tokens(const agglo_backend *be, const agglo_tensor *t)
+{
+    return real(be, t) && t->rank == 3;
+}
+
+/* pos[n,C], shared by all images, or pos[B,n,C] */
+static bool positions(const agglo_backend *be, const agglo_tensor *pos, int64_t batch, int64_t n, int64_t c)
+{
+    return real(be, pos) && last(pos) == c &&
+           (rows(pos) == n || (pos->rank == 3 && pos->shape[0] == batch && rows(pos) == batch * n));
+}
+
+void agglo_tokens_join(agglo_backend *be, const agglo_tensor *prefix, const agglo_tensor *patches,
+                       const agglo_tensor *pos, agglo_tensor *y)
+{
+    int64_t n_prefix = prefix == NULL ? 0 : rows(prefix);
+
+    AGGLO_ASSERT(tokens(be, patches) && tokens(be, y) && y->shape[0] == patches->shape[0] && last(y) == last(patches));
+    AGGLO_ASSERT(prefix == NULL || (real(be, prefix) && last(prefix) == last(y)));
+    AGGLO_ASSERT(y->shape[1] == n_prefix + patches->shape[1] && y->data != patches->data);
+    AGGLO_ASSERT(pos == NULL || positions(be, pos, y->shape[0], patches->shape[1], last(y)));
+    if (ready(be)) {
+        be->ops->tokens_join(be, prefix, patches, pos, y);
+    }
+}
+
+void agglo_tokens_join_bwd(agglo_backend *be, const agglo_tensor *d_y, agglo_tensor *d_prefix, agglo_tensor *d_patches,
+                           agglo_tensor *d_pos)
+{
+    int64_t n = 0;
+
+    AGGLO_ASSERT(tokens(be, d_y));
+    /* how many of the rows are prefix follows from any of the three */
+    if (d_prefix != NULL) {
+        AGGLO_ASSERT(real(be, d_prefix) && f32(d_prefix) && last(d_prefix) == last(d_y) &&
+                     rows(d_prefix) <= d_y->shape[1]);
+        n = d_y->shape[1] - rows(d_prefix);
+    } else if (d_patches != NULL) {
+        n = d_patches->shape[1];
+    } else if (d_pos != NULL) {
+        n = d_pos->shape[d_pos->rank - 2];
+    }
+    AGGLO_ASSERT(n <= d_y->shape[1]);
+    AGGLO_ASSERT(d_patches == NULL || (tokens(be, d_patches) && d_patches->shape[0] == d_y->shape[0] &&
+                                       d_patches->shape[1] == n && last(d_patches) == last(d_y)));
+    AGGLO_ASSERT(d_pos == NULL || (positions(be, d_pos, d_y->shape[0], n, last(d_y)) && f32(d_pos)));
+    if (ready(be)) {
+        be->ops->tokens_join_bwd(be, d_y, d_prefix, d_patches, d_pos);
+    }
+}
+
+static bool slice_of(const agglo_backend *be, const agglo_tensor *part, int64_t first, const agglo_tensor *whole)
+{
+    return tokens(be, part) && tokens(be, whole) && part->shape[0] == whole->shape[0] && last(part) == last(whole) &&
+           first >= 0 && first + part->shape[1] <= whole->shape[1] && part->data != whole->data;
+}
+
+void agglo_tokens_slice(agglo_backend *be, const agglo_tensor *x, int64_t first, agglo_tensor *y)
+{
+    AGGLO_ASSERT(slice_of(be, y, first, x));
+    if (ready(be)) {
+        be->ops->tokens_slice(be, x, first, y);
+    }
+}
+
+void agglo_tokens_slice_bwd(agglo_backend *be, const agglo_tensor *d_y, int64_t first, bool accumulate,
+                            agglo_tensor *d_x)
+{
+    AGGLO_ASSERT(slice_of(be, d_y, first, d_x));
+    if (ready(be)) {
+        be->ops->tokens_slice_bwd(be, d_y, first, accumulate, d_x);
+    }
+}
+
+void agglo_tokens_mean(agglo_backend *be, const agglo_tensor *x, agglo_tensor *y)
+{
+    AGGLO_ASSERT(tokens(be, x) && matrix(be, y, x->shape[0], last(x)));
+    if (ready(be)) {
+        be->ops->tokens_mean(be, x, y);
+    }
+}
+
+void agglo_tokens_mean_bwd(agglo_backend *be, const agglo_tensor *d_y, bool accumulate, agglo_tensor *d_x)
+{
+    AGGLO_ASSERT(tokens(be, d_x) && matrix(be, d_y, d_x->shape[0], last(d_x)));
+    if (ready(be)) {
+        be->ops->tokens_mean_bwd(be, d_y, accumulate, d_x);
+    }
+}
+
+static bool maps(const agglo_backend *be, const agglo_tensor *a, const agglo_tensor *b)
+{
+    return real(be, a) && real(be, b) && a->rank == 4 && b->rank == 4 && a->shape[0] == b->shape[0] &&
+           last(a) == last(b) && a->data != b->data;
+}
+
+void agglo_resize_bilinear(agglo_backend *be, const agglo_tensor *x, agglo_tensor *y)
+{
+    AGGLO_ASSERT(maps(be, x, y));
+    if (ready(be)) {
+        be->ops->resize_bilinear(be, x, y);
+    }
+}
+
+void agglo_resize_bilinear_bwd(agglo_backend *be, const agglo_tensor *d_y, bool accumulate, agglo_tensor *d_x)
+{
+    AGGLO_ASSERT(maps(be, d_y, d_x));
+    if (ready(be)) {
+        be->ops->resize_bilinear_bwd(be, d_y, accumulate, d_x);
+    }
+}
+
+void agglo_distill_loss(agglo_backend *be, const agglo_loss_config *config, const agglo_tensor *pred,
+                        const agglo_tensor *target, const agglo_tensor *valid, float grad_scale, agglo_tensor *d_pred,
+                        agglo_tensor *sums)
+{
+    AGGLO_ASSERT(config->threshold >= 0 && tokens(be, pred) && f32(pred));
+    AGGLO_ASSERT(target->data != NULL && floating(target) && target->rank == 3 && last(target) == last(pred) &&
+                 target->shape[0] == pred->shape[0] && target->shape[1] == pred->shape[1]);
+    AGGLO_ASSERT(valid == NULL || (vector(be, valid, pred->shape[0]) && f32(valid)));
+    AGGLO_ASSERT(d_pred == NULL || (like(be, d_pred, pred) && f32(d_pred)));
+    AGGLO_ASSERT(vector(be, sums, 4) && f32(sums));
+    if (ready(be)) {
+        be->ops->distill_loss(be, config, pred, target, valid, grad_scale, d_pred, sums);
+    }
+}
+
+void agglo_adamw(agglo_backend *be, const agglo_adamw_config *config, agglo_tensor *p, const agglo_tensor *g,
+                 agglo_tensor *m, agglo_tensor *v)
+{
+    int64_t n = agglo_tensor_count(p);
+
+    AGGLO_ASSERT(config->step >= 1 && real(be, p) && f32(p) && vector(be, g, n) && f32(g));
+    AGGLO_ASSERT(vector(be, m, n) && f32(m) && vector(be, v, n) && f32(v));
+    if (ready(be)) {
+        be->ops->adamw(be, config, p, g, m, v);
+    }
+}
+
+void agglo_sum_squares(agglo_backend *be, const agglo_tensor *x, agglo_tensor *out)
+{
+    AGGLO_ASSERT(real(be, x) && vector(be, out, 1) && f32(out));
+    if (ready(be)) {
+        be->ops->sum_squares(be, x, out);
+    }
+}
+
+void agglo_axpy(agglo_backend *be, float a, const agglo_tensor *x, agglo_tensor *y)
+{
+    AGGLO_ASSERT(real(be, x) && vector(be, y, agglo_tensor_count(x)));
+    if (ready(be)) {
+        be->ops->axpy(be, a, x, y);
+    }
+}
+
+void agglo_cast(agglo_backend *be, const agglo_tensor *x, agglo_tensor *y)
+{
+    AGGLO_ASSERT(x->data != NULL && y->data != NULL && floating(x) && floating(y));
+    AGGLO_ASSERT(agglo_tensor_count(x) >= 1 && agglo_tensor_count(x) == agglo_tensor_count(y));
+    if (ready(be)) {
+        be->ops->cast(be, x, y);
+    }
+}
