@@ -1,0 +1,67 @@
+/* Teachers: the encoders of published CLIP and DINOv2 checkpoints, recognised from what a file says of itself.
+ *
+ * Weights are safetensors in transformers' layout (CLIPModel, CLIPVisionModel[WithProjection], Dinov2Model, Dinov2WithRegistersModel;
+ * F32, F16, BF16). Shapes come from the tensors; heads, activation and epsilon from the first of these that says them: the file's
+ * __metadata__ (agglo_teacher_write_random), NAME.config.json or config.json beside it, the architecture named by the caller, the
+ * registry. preprocessor_config.json beside it (or NAME.preprocessor_config.json) may give the pixels' mean and std. Where two of
+ * them disagree about a shape the file is refused.
+ *
+ *     summary  CLIP: the class token behind the final norm and the projection;  DINOv2: the class token behind the final norm
+ *     spatial  the patch tokens behind the final norm, [height / patch, width / patch, dim]
+ */
+#ifndef AGGLO_TEACHERS_TEACHER_H
+#define AGGLO_TEACHERS_TEACHER_H
+
+#include "base/safetensors.h"
+#include "teachers/pos_interp.h"
+#include "teachers/registry.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Whose rule resamples positions at another input size: that of the original repository (OpenCLIP; torch-hub DINOv2) or that of
+ * transformers. AUTO: CLIP the original's, DINOv2 that of the layout the file is in. */
+typedef enum agglo_pos_interp { AGGLO_POS_INTERP_AUTO, AGGLO_POS_INTERP_HUB, AGGLO_POS_INTERP_HF } agglo_pos_interp;
+
+typedef struct agglo_teacher_options {
+    const char *weights; /* path of the safetensors file */
+    const char *arch;    /* a registered architecture or family that the file must be; NULL or "": recognised */
+    int size;            /* side of the input, a multiple of the patch; 0: the image size of the checkpoint */
+    int max_batch;       /* images in one run of the model, bounds memory; larger batches are cut. 0: 32 */
+    bool preproj;        /* CLIP: summary before the projection (after the final norm) */
+    bool spatial_raw;    /* CLIP: spatial tokens before the final norm */
+    agglo_pos_interp pos_interp;
+} agglo_teacher_options;
+
+/* Projected summary, normalised spatial tokens, native size, batch 32; `weights` is to be filled. */
+agglo_teacher_options agglo_teacher_options_default(void);
+
+/* Load a teacher. `backend` is borrowed until agglo_encoder_clear(out). All weights are checked: AGGLO_E_DATA or AGGLO_E_MISMATCH names
+ * the tensor, found and expected; AGGLO_E_CONFIG an option that does not fit; AGGLO_E_UNSUPPORTED a file that is no known teacher.
+ * info.options holds what changes the features: "summary=proj,spatial_norm=1,pos=hub,gelu,h16". encode runs on one thread at a time;
+ * heights and widths are free multiples of the patch; memory is planned at the first batch of a shape, then nothing is allocated. */
+agglo_status agglo_teacher_open(agglo_encoder *out, agglo_backend *backend, const agglo_teacher_options *options,
+                                agglo_err *err);
+
+/* What a file is, from its header alone (no weights are read). AGGLO_E_UNSUPPORTED: it is no teacher that is known. */
+agglo_status agglo_teacher_recognise(const char *weights, const char *arch, agglo_teacher_config *out, agglo_err *err);
+
+/* Of an encoder opened here: its configuration, and the names of tensors that the file holds beside the model's own (neither used nor
+ * known, such as a training head), NULL behind the last. Borrowed. */
+const agglo_teacher_config *agglo_teacher_config_of(const agglo_encoder *encoder);
+size_t agglo_teacher_unknown_count(const agglo_encoder *encoder);
+const char *agglo_teacher_unknown_at(const agglo_encoder *encoder, size_t i);
+
+/* How often memory was planned since it was opened (tests: equal shapes plan once). */
+int agglo_teacher_plans(const agglo_encoder *encoder);
+
+/* Write a randomly initialised teacher in transformers' layout, F32, with its whole configuration in __metadata__, so that every command
+ * recognises the file without being told. A value depends on (seed, tensor name, index) only. `config` passes agglo_teacher_check. */
+agglo_status agglo_teacher_write_random(const agglo_teacher_config *config, uint64_t seed, const char *path,
+                                        agglo_err *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
