@@ -1,8 +1,8 @@
 /* Checkpoints: RUN/checkpoint-00001000.safetensors, everything that the next step depends on.
  *
- * One file: parameters under their names, optimiser state as "m/NAME" and "v/NAME"; metadata `format` "agglo-checkpoint", `step`, `recipe` (hash
- * given by the caller), `student`, `heads`. Written under a temporary name, synced, renamed. A run resumed from one equals, byte for byte,
- * a run that never stopped.
+ * One file: parameters under their names, optimiser state as "m/NAME" and "v/NAME"; metadata `format`
+ * "agglo-checkpoint", `step`, `recipe` (hash given by the caller), `student`, `heads`. Written under a temporary
+ * name, synced, renamed. A run resumed from one equals, byte for byte, a run that never stopped.
  */
 #ifndef AGGLO_STUDENT_CHECKPOINT_H
 #define AGGLO_STUDENT_CHECKPOINT_H
@@ -13,13 +13,15 @@
 extern "C" {
 #endif
 
-/* Write the trainer's state into directory `run` and remove all but the newest `keep` (>= 1) checkpoints there. recipe_hash: text that must be the
- * same on resume. */
-agglo_status agglo_checkpoint_save(agglo_trainer *trainer, const char *run, const char *recipe_hash, int keep, agglo_err *err);
+/* Write the trainer's state into directory `run` and remove all but the newest `keep` (>= 1) checkpoints there.
+ * recipe_hash: text that must be the same on resume. */
+agglo_status agglo_checkpoint_save(agglo_trainer *trainer, const char *run, const char *recipe_hash, int keep,
+                                   agglo_err *err);
 
-/* Load the newest checkpoint of `run`; *found is false when there is none (nothing is changed then). AGGLO_E_MISMATCH when recipe_hash, student
- * or heads differ; AGGLO_E_DATA names the file. */
-agglo_status agglo_checkpoint_load(agglo_trainer *trainer, const char *run, const char *recipe_hash, bool *found, agglo_err *err);
+/* Load the newest checkpoint of `run`; *found is false when there is none (nothing is changed then).
+ * AGGLO_E_MISMATCH when recipe_hash, student or heads differ; AGGLO_E_DATA names the file. */
+agglo_status agglo_checkpoint_load(agglo_trainer *trainer, const char *run, const char *recipe_hash, bool *found,
+                                   agglo_err *err);
 
 /* Step of the newest checkpoint of `run`, -1 when there is none. */
 agglo_status agglo_checkpoint_newest(const char *run, int64_t *step, agglo_err *err);

@@ -23,9 +23,10 @@ typedef struct agglo_distill_result {
     int64_t n_bad;   /* of them, with a picture or a record missing */
 } agglo_distill_result;
 
-/* All views of all samples of feed->dataset in order. feed->teachers name heads of the student (AGGLO_E_NOT_FOUND) of the same dims (AGGLO_E_MISMATCH);
- * a subset is fine; feed->size 0: the student's training size. `loss` supplies alpha, beta and threshold. Shards that cannot be read are
- * left out, logged, and counted in n_bad by their samples. */
+/* All views of all samples of feed->dataset in order. feed->teachers name heads of the student (AGGLO_E_NOT_FOUND)
+ * of the same dims (AGGLO_E_MISMATCH); a subset is fine; feed->size 0: the student's training size. `loss`
+ * supplies alpha, beta and threshold. Shards that cannot be read are left out, logged, and counted in n_bad by
+ * their samples. */
 agglo_status agglo_eval_distill(agglo_backend *backend, const char *student_path, const agglo_feed_config *feed,
                                 const agglo_trainer_config *loss, agglo_distill_result *out, agglo_err *err);
 

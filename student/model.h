@@ -1,9 +1,10 @@
 /* The student model: a backbone and, per teacher, one head for the summary and one for the spatial features.
  *
- * student.safetensors holds the parameters and, in __metadata__, `format` "agglo-student", `student` (agglo_student_config as JSON) and
- * `heads` (list of agglo_head_config as JSON). Names:
+ * student.safetensors holds the parameters and, in __metadata__, `format` "agglo-student", `student`
+ * (agglo_student_config as JSON) and `heads` (list of agglo_head_config as JSON). Names:
  *
- *   patch_embed.weight [d, 3 p p]   pos_embed [1, g g, d]   token [cls + registers, d]   blocks.I.* as in vit_block.h   norm.{weight,bias}
+ *   patch_embed.weight [d, 3 p p]   pos_embed [1, g g, d]   token [cls + registers, d]   blocks.I.* as in
+ * vit_block.h   norm.{weight,bias}
  *   _heads.NAME.* (summary) and _feature_projections.NAME.* (spatial):
  *     version 2: fc1.*, blocks.K.{0,2}.*, final.{0,2}.*      version 1: fc1.*, norm.*, inner.{3K,3K+1}.*, fc2.*
  */
@@ -24,8 +25,8 @@ extern const float agglo_student_mean[3], agglo_student_std[3];
 
 typedef struct agglo_student agglo_student;
 
-/* Declare and allocate; parameters are zero until initialised or loaded. trained: with gradients and optimiser state. Configurations are
- * checked and copied. */
+/* Declare and allocate; parameters are zero until initialised or loaded. trained: with gradients and optimiser
+ * state. Configurations are checked and copied. */
 agglo_status agglo_student_new(agglo_student **out, agglo_backend *backend, const agglo_student_config *config,
                                const agglo_head_config *heads, size_t n_heads, bool trained, agglo_err *err);
 /* The same from a file, parameters loaded. AGGLO_E_DATA when it is no student. */
@@ -47,15 +48,17 @@ agglo_status agglo_student_read_config(const agglo_safetensors *st, agglo_studen
 /* student.safetensors: parameters and metadata, atomically; equal parameters give equal bytes. */
 agglo_status agglo_student_export(agglo_student *student, const char *path, agglo_err *err);
 
-/* A randomly initialised student (heads may be NULL with n_heads 0). The init of a parameter depends on seed and name only. */
-agglo_status agglo_student_write_random(const agglo_student_config *config, const agglo_head_config *heads, size_t n_heads,
-                                        uint64_t seed, const char *path, agglo_err *err);
+/* A randomly initialised student (heads may be NULL with n_heads 0). The init of a parameter depends on seed and
+ * name only. */
+agglo_status agglo_student_write_random(const agglo_student_config *config, const agglo_head_config *heads,
+                                        size_t n_heads, uint64_t seed, const char *path, agglo_err *err);
 
-/* A student file as an encoder: the backbone's features (head NULL), or those of a named head on the student's own grid. size: side of the
- * input, a multiple of the patch (0: the training size). Memory for max_batch pictures of size x size is planned now; other sides are planned when
- * they come. AGGLO_E_NOT_FOUND for an unknown head names those there are; AGGLO_E_CONFIG for a bad size. */
-agglo_status agglo_student_open(agglo_encoder *out, agglo_backend *backend, const char *path, const char *head, int size,
-                                int max_batch, agglo_err *err);
+/* A student file as an encoder: the backbone's features (head NULL), or those of a named head on the student's own
+ * grid. size: side of the input, a multiple of the patch (0: the training size). Memory for max_batch pictures of
+ * size x size is planned now; other sides are planned when they come. AGGLO_E_NOT_FOUND for an unknown head names
+ * those there are; AGGLO_E_CONFIG for a bad size. */
+agglo_status agglo_student_open(agglo_encoder *out, agglo_backend *backend, const char *path, const char *head,
+                                int size, int max_batch, agglo_err *err);
 
 #ifdef __cplusplus
 }

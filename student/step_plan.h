@@ -1,5 +1,5 @@
-/* What one training step does. `student` declares it and eats it; `schedule` fills it from (config, seed, step), with no clock and no I/O;
- * the run loop in `launch` hands it over.
+/* What one training step does. `student` declares it and eats it; `schedule` fills it from (config, seed, step),
+ * with no clock and no I/O; the run loop in `launch` hands it over.
  */
 #ifndef AGGLO_STUDENT_STEP_PLAN_H
 #define AGGLO_STUDENT_STEP_PLAN_H

@@ -1,7 +1,8 @@
 /* The trainer: one student, its optimiser, one step per batch.
  *
- * The arithmetic depends on the batch, the parameters and the shapes, never on the number of threads. Nothing allocates once a shape has
- * been seen. After a failed step (a device error, values that are not finite) the parameters are those before it.
+ * The arithmetic depends on the batch, the parameters and the shapes, never on the number of threads. Nothing
+ * allocates once a shape has been seen. After a failed step (a device error, values that are not finite) the
+ * parameters are those before it.
  */
 #ifndef AGGLO_STUDENT_TRAINER_H
 #define AGGLO_STUDENT_TRAINER_H
@@ -48,6 +49,11 @@ typedef struct agglo_trainer agglo_trainer;
 agglo_status agglo_trainer_new(agglo_trainer **out, agglo_backend *backend, const agglo_student_config *student,
                                const agglo_head_config *heads, size_t n_heads, const agglo_trainer_config *config,
                                agglo_err *err);
+/* One that can only evaluate, parameters from a student's file: no gradients, no optimiser state. `heads` may be
+ * some of the file's. */
+agglo_status agglo_trainer_new_eval(agglo_trainer **out, agglo_backend *backend, const agglo_student_config *student,
+                                    const agglo_head_config *heads, size_t n_heads, const agglo_trainer_config *config,
+                                    const agglo_safetensors *st, agglo_err *err);
 void agglo_trainer_free(agglo_trainer *trainer);
 
 /* Random parameters of `seed`, optimiser state zero, step 0. */
