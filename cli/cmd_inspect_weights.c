@@ -1,0 +1,147 @@
+/* agglo inspect weights: what a weights file is. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli/cli.h"
+#include "student/model.h"
+#include "teachers/teacher.h"
+
+/* Which element types the file holds: "f16" or "f16, f32". */
+static void dtypes_of(const agglo_safetensors *st, char *out, size_t n_bytes)
+{
+    out[0] = '\0';
+    for (size_t i = 0; i < agglo_safetensors_count(st); i++) {
+        const agglo_st_tensor *t = agglo_safetensors_at(st, i);
+        size_t used = strlen(out);
+
+        if (strstr(out, t->dtype_text) == NULL && used + strlen(t->dtype_text) + 3 < n_bytes) {
+            snprintf(out + used, n_bytes - used, "%s%s", used > 0 ? ", " : "", t->dtype_text);
+        }
+    }
+}
+
+static agglo_status add_student(json_t *object, const agglo_safetensors *st, agglo_err *err)
+{
+    agglo_student_config config;
+    agglo_head_config heads[AGGLO_MAX_HEADS];
+    size_t n_heads;
+    json_t *fields;
+
+    if (agglo_student_read_config(st, &config, heads, &n_heads, err) != AGGLO_OK) {
+        return err->status;
+    }
+    json_object_set_new(object, "kind", json_string("student"));
+    json_object_set_new(object, "arch", json_string(config.arch));
+    json_object_set_new(object, "gmac", json_real(agglo_student_mac(&config, config.image) / 1e9));
+    fields = agglo_student_config_json(&config, err);
+    if (fields != NULL) {
+        json_object_set_new(object, "config", fields);
+        fields = agglo_head_configs_json(heads, n_heads, err);
+    }
+    if (fields != NULL) {
+        json_object_set_new(object, "heads", fields);
+    }
+    return err->status;
+}
+
+static agglo_status add_teacher(json_t *object, const char *path, agglo_err *err)
+{
+    agglo_teacher_config c;
+
+    if (agglo_teacher_recognise(path, NULL, &c, err) != AGGLO_OK) {
+        return err->status;
+    }
+    json_object_set_new(object, "kind", json_string("teacher"));
+    json_object_set_new(object, "arch", json_string(c.arch));
+    json_object_set_new(object, "gmac", json_real(agglo_teacher_gmac(&c, c.image, c.image)));
+    json_object_set_new(object, "config",
+                        json_pack("{s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:s}", "family", c.family, "dim", c.dim, "depth",
+                                  c.depth, "heads", c.heads, "mlp_dim", c.mlp_dim, "patch", c.patch, "image", c.image, "proj",
+                                  c.proj, "registers", c.registers, "act",
+                                  c.swiglu ? "swiglu" : agglo_teacher_act_name(c.act)));
+    return AGGLO_OK;
+}
+
+static void print_text(const json_t *object)
+{
+    const char *key;
+    json_t *value;
+
+    printf("%s: %s %s\n", json_string_value(json_object_get(object, "path")), json_string_value(json_object_get(object, "kind")),
+           json_string_value(json_object_get(object, "arch")));
+    printf("  %-12s %s in %s tensors, %s\n", "parameters", agglo_show_int(json_integer_value(json_object_get(object, "parameters"))),
+           agglo_show_int(json_integer_value(json_object_get(object, "tensors"))),
+           agglo_show_bytes((double)json_integer_value(json_object_get(object, "bytes"))));
+    printf("  %-12s %s\n  %-12s %s\n", "dtype", json_string_value(json_object_get(object, "dtype")), "sha256",
+           json_string_value(json_object_get(object, "sha256")));
+    printf("  %-12s %.4f GFLOP per image\n", "cost", 2 * json_real_value(json_object_get(object, "gmac")));
+    json_object_foreach(json_object_get(object, "config"), key, value)
+    {
+        char *text = json_is_string(value) ? NULL : json_dumps(value, JSON_ENCODE_ANY);
+
+        printf("  %-12s %s\n", key, text != NULL ? text : json_string_value(value));
+        free(text);
+    }
+    if (json_object_get(object, "heads") != NULL) {
+        size_t i;
+
+        json_array_foreach(json_object_get(object, "heads"), i, value)
+        {
+            char *text = json_dumps(value, JSON_COMPACT);
+
+            printf("  %-12s %s\n", "head", text);
+            free(text);
+        }
+    }
+}
+
+static agglo_status run(agglo_cli *cli, agglo_err *err)
+{
+    const char *path = cli->args.items[0];
+    agglo_safetensors *st = NULL;
+    agglo_sha256 digest;
+    json_t *object = json_object();
+    int64_t n_parameters = 0, n_bytes = 0;
+    char dtypes[64], hex[65];
+
+    if (agglo_safetensors_open(&st, path, err) != AGGLO_OK || agglo_safetensors_sha256(st, &digest, err) != AGGLO_OK) {
+        goto done;
+    }
+    for (size_t i = 0; i < agglo_safetensors_count(st); i++) {
+        n_parameters += agglo_safetensors_at(st, i)->n_elements;
+        n_bytes += (int64_t)agglo_safetensors_at(st, i)->n_bytes;
+    }
+    dtypes_of(st, dtypes, sizeof dtypes);
+    json_object_set_new(object, "path", json_string(path));
+    if ((agglo_student_is(st) ? add_student(object, st, err) : add_teacher(object, path, err)) != AGGLO_OK) {
+        goto done;
+    }
+    json_object_set_new(object, "parameters", json_integer(n_parameters));
+    json_object_set_new(object, "tensors", json_integer((json_int_t)agglo_safetensors_count(st)));
+    json_object_set_new(object, "bytes", json_integer(n_bytes));
+    json_object_set_new(object, "dtype", json_string(dtypes));
+    json_object_set_new(object, "sha256", json_string(agglo_hex(digest.bytes, sizeof digest.bytes, hex)));
+    if (cli->json) {
+        agglo_print_json(object);
+    } else {
+        print_text(object);
+    }
+done:
+    json_decref(object);
+    agglo_safetensors_close(st);
+    return err->status != AGGLO_OK ? agglo_doing(err, "cannot inspect the weights") : AGGLO_OK;
+}
+
+const agglo_command agglo_cmd_inspect_weights = {
+    .name = "inspect weights",
+    .usage = "FILE.safetensors",
+    .summary = "architecture, size, dtype and fingerprint of a weights file",
+    .details = NULL,
+    .example = "agglo inspect weights weights/clip-tiny.safetensors",
+    .options = NULL,
+    .n_options = 0,
+    .min_args = 1,
+    .max_args = 1,
+    .run = run,
+};
