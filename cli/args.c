@@ -30,8 +30,8 @@ static agglo_status bad_value(const agglo_option *option, const char *text, aggl
 
 static agglo_status out_of_range(const agglo_option *option, const char *text, agglo_err *err)
 {
-    return agglo_fail(err, AGGLO_E_CONFIG, "--%s must lie in %.15g..%.15g, not %s", option->name, option->min, option->max,
-                      text);
+    return agglo_fail(err, AGGLO_E_CONFIG, "--%s must lie in %.15g..%.15g, not %s", option->name, option->min,
+                      option->max, text);
 }
 
 static agglo_status set_size(const agglo_option *option, const char *text, agglo_err *err)
@@ -41,7 +41,8 @@ static agglo_status set_size(const agglo_option *option, const char *text, agglo
     double number = strtod(text, &end);
     const char *unit = *end != '\0' ? strchr(units, *end >= 'a' ? *end - 32 : *end) : NULL;
 
-    if (end == text || !(number >= 0) || (*end != '\0' && (unit == NULL || (end[1] != '\0' && strcmp(end + 1, "B") != 0)))) {
+    if (end == text || !(number >= 0) ||
+        (*end != '\0' && (unit == NULL || (end[1] != '\0' && strcmp(end + 1, "B") != 0)))) {
         return bad_value(option, text, err, "a size such as 500M or 2G");
     }
     for (const char *u = units; unit != NULL && u <= unit; u++) {
@@ -137,7 +138,8 @@ static const agglo_option *find(const agglo_option *options, size_t n, const cha
     return NULL;
 }
 
-static agglo_status unknown_option(const agglo_command *command, const agglo_option *global, const char *name, agglo_err *err)
+static agglo_status unknown_option(const agglo_command *command, const agglo_option *global, const char *name,
+                                   agglo_err *err)
 {
     const char *names[64];
     size_t n = 0;
@@ -150,8 +152,9 @@ static agglo_status unknown_option(const agglo_command *command, const agglo_opt
         names[n++] = global[i].name;
     }
     nearest = agglo_nearest(name, names, n);
-    return nearest != NULL ? agglo_fail(err, AGGLO_E_CONFIG, "unknown option '--%s', did you mean '--%s'?", name, nearest)
-                           : agglo_fail(err, AGGLO_E_CONFIG, "unknown option '--%s'; see agglo %s --help", name, command->name);
+    return nearest != NULL
+               ? agglo_fail(err, AGGLO_E_CONFIG, "unknown option '--%s', did you mean '--%s'?", name, nearest)
+               : agglo_fail(err, AGGLO_E_CONFIG, "unknown option '--%s'; see agglo %s --help", name, command->name);
 }
 
 /* One long option at argv[*i]; moves *i over its value. */
@@ -182,7 +185,8 @@ static agglo_status long_option(const agglo_command *command, const agglo_option
     return set_value(option, value, (size_t)argc, err);
 }
 
-agglo_status agglo_args_parse(agglo_cli *cli, const agglo_command *command, int argc, char **argv, bool *help, agglo_err *err)
+agglo_status agglo_args_parse(agglo_cli *cli, const agglo_command *command, int argc, char **argv, bool *help,
+                              agglo_err *err)
 {
     agglo_option global[N_GLOBAL];
     bool only_args = false;
@@ -215,8 +219,8 @@ agglo_status agglo_args_parse(agglo_cli *cli, const agglo_command *command, int 
     }
     if (cli->args.n < command->min_args || cli->args.n > command->max_args) {
         return agglo_fail(err, AGGLO_E_CONFIG, "%s; usage: agglo %s %s",
-                          cli->args.n < command->min_args ? "an argument is missing" : "too many arguments", command->name,
-                          command->usage);
+                          cli->args.n < command->min_args ? "an argument is missing" : "too many arguments",
+                          command->name, command->usage);
     }
     return AGGLO_OK;
 }
@@ -268,7 +272,8 @@ void agglo_help_command(const agglo_command *command)
 
 void agglo_help_all(const agglo_command *const *commands, size_t n)
 {
-    printf("usage: agglo COMMAND ...\n\nDistils vision foundation models into one student, running every teacher once.\n\ncommands:\n");
+    printf("usage: agglo COMMAND ...\n\nDistils vision foundation models into one student, running every teacher "
+           "once.\n\ncommands:\n");
     for (size_t i = 0; i < n; i++) {
         printf("  %-18s %s\n", commands[i]->name, commands[i]->summary);
     }

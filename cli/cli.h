@@ -31,8 +31,8 @@ typedef struct agglo_option {
     const char *name; /* without the dashes */
     agglo_option_kind kind;
     void *target;
-    const char *value;   /* how help names the value, "DATASET"; for a choice, "full|header" */
-    const char *help;    /* with its default */
+    const char *value; /* how help names the value, "DATASET"; for a choice, "full|header" */
+    const char *help;  /* with its default */
     double min, max;
 } agglo_option;
 
@@ -41,8 +41,8 @@ typedef struct agglo_cli {
     const char *device; /* "auto" */
     int64_t threads;    /* 0: all cores */
     bool json, quiet, verbose;
-    agglo_texts args;   /* what is not an option */
-    bool incomplete;    /* set by a command: done, but some shard or file could not be read (exit status 3) */
+    agglo_texts args; /* what is not an option */
+    bool incomplete;  /* set by a command: done, but some shard or file could not be read (exit status 3) */
 } agglo_cli;
 
 typedef struct agglo_command {
@@ -57,14 +57,16 @@ typedef struct agglo_command {
     agglo_status (*run)(agglo_cli *cli, agglo_err *err);
 } agglo_command;
 
-extern const agglo_command agglo_cmd_ingest, agglo_cmd_teach, agglo_cmd_train, agglo_cmd_eval_knn, agglo_cmd_eval_distill,
-    agglo_cmd_inspect_dataset, agglo_cmd_inspect_cache, agglo_cmd_inspect_weights, agglo_cmd_weights_init;
+extern const agglo_command agglo_cmd_ingest, agglo_cmd_teach, agglo_cmd_train, agglo_cmd_eval_knn,
+    agglo_cmd_eval_distill, agglo_cmd_inspect_dataset, agglo_cmd_inspect_cache, agglo_cmd_inspect_weights,
+    agglo_cmd_weights_init;
 
 /* ---- args.c ---- */
 
 /* Parse argv[0..argc) (behind the command's name) into the command's options and the global ones. `help` is set by -h and --help.
  * AGGLO_E_CONFIG names the option. cli->args.items is allocated: agglo_cli_clear. */
-agglo_status agglo_args_parse(agglo_cli *cli, const agglo_command *command, int argc, char **argv, bool *help, agglo_err *err);
+agglo_status agglo_args_parse(agglo_cli *cli, const agglo_command *command, int argc, char **argv, bool *help,
+                              agglo_err *err);
 void agglo_cli_clear(agglo_cli *cli, const agglo_command *command);
 
 /* Help to stdout. */

@@ -12,7 +12,8 @@ static agglo_texts sets;
 
 static const agglo_option options[] = {
     {"run", AGGLO_OPTION_STRING, &run_dir, "RUN", "folder of a finished run", 0, 0},
-    {"recipe", AGGLO_OPTION_STRING, &recipe_path, "RECIPE", "the recipe whose val and teachers are used (RUN/recipe.yaml)", 0, 0},
+    {"recipe", AGGLO_OPTION_STRING, &recipe_path, "RECIPE",
+     "the recipe whose val and teachers are used (RUN/recipe.yaml)", 0, 0},
     {"dataset", AGGLO_OPTION_STRING, &dataset_path, "DATASET", "another dataset of the recipe (its val)", 0, 0},
     {"set", AGGLO_OPTION_LIST, &sets, "KEY=VALUE", "change a recipe key; may be repeated", 0, 0},
 };
@@ -56,9 +57,9 @@ static void print_json(const agglo_distill_result *result)
         const agglo_distill_teacher *t = &result->teachers[i];
 
         json_object_set_new(teachers, t->name,
-                            json_pack("{s:f, s:f, s:f, s:f, s:I}", "summary_cos", t->summary_cos, "spatial_cos", t->spatial_cos,
-                                      "summary_loss", t->summary_loss, "spatial_loss", t->spatial_loss, "n_views",
-                                      (json_int_t)t->n_views));
+                            json_pack("{s:f, s:f, s:f, s:f, s:I}", "summary_cos", t->summary_cos, "spatial_cos",
+                                      t->spatial_cos, "summary_loss", t->summary_loss, "spatial_loss", t->spatial_loss,
+                                      "n_views", (json_int_t)t->n_views));
     }
     json_object_set_new(object, "teachers", teachers);
     agglo_print_json(object);
@@ -96,7 +97,8 @@ static agglo_status run(agglo_cli *cli, agglo_err *err)
     student = agglo_path_join(run_dir, "student.safetensors", err);
     own_recipe = student != NULL ? agglo_path_join(run_dir, "recipe.yaml", err) : NULL;
     if (own_recipe == NULL ||
-        agglo_recipe_read(&recipe, recipe_path != NULL ? recipe_path : own_recipe, sets.items, sets.n, err) != AGGLO_OK ||
+        agglo_recipe_read(&recipe, recipe_path != NULL ? recipe_path : own_recipe, sets.items, sets.n, err) !=
+            AGGLO_OK ||
         choose(&recipe, &dataset, &cache, err) != AGGLO_OK ||
         agglo_sources_open(&sources, &recipe, &dataset, 1, cache, err) != AGGLO_OK ||
         agglo_backend_open(&backend, cli->device, (int)cli->threads, err) != AGGLO_OK) {
@@ -131,7 +133,8 @@ const agglo_command agglo_cmd_eval_distill = {
     .name = "eval distill",
     .usage = "--run RUN [--recipe RECIPE] [--dataset DATASET]",
     .summary = "per-teacher losses and cosines on held-out pictures",
-    .details = "The student of a run against the cached targets of the recipe's val (which agglo teach makes too), every view of every\n"
+    .details = "The student of a run against the cached targets of the recipe's val (which agglo teach makes too), "
+               "every view of every\n"
                "picture, in the teachers' native feature space.",
     .example = "agglo eval distill --run runs/first --recipe recipe.yaml",
     .options = options,

@@ -47,7 +47,9 @@ static agglo_status run(agglo_cli *cli, agglo_err *err)
 
     if (train_dir == NULL || val_dir == NULL || weights == NULL) {
         return agglo_fail(err, AGGLO_E_CONFIG, "--%s is missing",
-                          train_dir == NULL ? "train DATASET" : val_dir == NULL ? "val DATASET" : "weights FILE");
+                          train_dir == NULL ? "train DATASET"
+                          : val_dir == NULL ? "val DATASET"
+                                            : "weights FILE");
     }
     config.k = (int)k;
     config.temperature = temperature;
@@ -58,8 +60,8 @@ static agglo_status run(agglo_cli *cli, agglo_err *err)
         goto done;
     }
     predicted = agglo_alloc((size_t)queries.n, sizeof *predicted, err);
-    if (predicted == NULL || agglo_eval_knn(backend, &config, bank.summary, bank.labels, bank.n, queries.summary, queries.n,
-                                            bank.dim, predicted, err) != AGGLO_OK) {
+    if (predicted == NULL || agglo_eval_knn(backend, &config, bank.summary, bank.labels, bank.n, queries.summary,
+                                            queries.n, bank.dim, predicted, err) != AGGLO_OK) {
         goto done;
     }
     for (int64_t i = 0; i < queries.n; i++) {
@@ -67,10 +69,10 @@ static agglo_status run(agglo_cli *cli, agglo_err *err)
     }
     top1 = (double)correct / (double)queries.n;
     if (cli->json) {
-        json_t *object = json_pack("{s:s, s:s, s:f, s:I, s:I, s:I, s:I, s:I, s:f}", "weights", weights, "arch",
-                                   encoder.info.arch, "top1", top1, "correct", (json_int_t)correct, "n_train",
-                                   (json_int_t)bank.n, "n_val", (json_int_t)queries.n, "n_bad",
-                                   (json_int_t)(bank.n_bad + queries.n_bad), "k", (json_int_t)k, "temperature", temperature);
+        json_t *object = json_pack(
+            "{s:s, s:s, s:f, s:I, s:I, s:I, s:I, s:I, s:f}", "weights", weights, "arch", encoder.info.arch, "top1",
+            top1, "correct", (json_int_t)correct, "n_train", (json_int_t)bank.n, "n_val", (json_int_t)queries.n,
+            "n_bad", (json_int_t)(bank.n_bad + queries.n_bad), "k", (json_int_t)k, "temperature", temperature);
 
         if (head != NULL) {
             json_object_set_new(object, "head", json_string(head));
@@ -79,8 +81,8 @@ static agglo_status run(agglo_cli *cli, agglo_err *err)
         json_decref(object);
     } else {
         printf("%s%s%s: k-NN top-1 %.4f (%s of %s; bank of %s, k %d)\n", weights, head != NULL ? ", head " : "",
-               head != NULL ? head : "", top1, agglo_show_int(correct), agglo_show_int(queries.n), agglo_show_int(bank.n),
-               config.k);
+               head != NULL ? head : "", top1, agglo_show_int(correct), agglo_show_int(queries.n),
+               agglo_show_int(bank.n), config.k);
         if (bank.n_bad + queries.n_bad > 0) {
             printf("  %s pictures could not be read and were left out\n", agglo_show_int(bank.n_bad + queries.n_bad));
         }
@@ -99,7 +101,8 @@ const agglo_command agglo_cmd_eval_knn = {
     .name = "eval knn",
     .usage = "--train DATASET --val DATASET --weights FILE [--head NAME]",
     .summary = "k-NN top-1 of a teacher or a student",
-    .details = "Summaries of whole pictures, L2-normalised; the k most similar pictures of --train vote with exp(similarity / T).",
+    .details = "Summaries of whole pictures, L2-normalised; the k most similar pictures of --train vote with "
+               "exp(similarity / T).",
     .example = "agglo eval knn --train data/train --val data/val --weights runs/first/student.safetensors",
     .options = options,
     .n_options = AGGLO_COUNT(options),

@@ -16,10 +16,12 @@ static const agglo_option options[] = {
     {"shard-bytes", AGGLO_OPTION_SIZE, &shard_bytes, "SIZE", "bytes per shard at most (no limit)", 0, 0},
     {"min-side", AGGLO_OPTION_INT, &min_side, "N", "reject pictures with a shorter side, pixels (0)", 0, 65535},
     {"max-pixels", AGGLO_OPTION_INT, &max_pixels, "N", "reject pictures with more pixels (178956970)", 1, 4e9},
-    {"max-aspect", AGGLO_OPTION_DOUBLE, &max_aspect, "R", "reject pictures longer than R times their short side", 1, 1e6},
+    {"max-aspect", AGGLO_OPTION_DOUBLE, &max_aspect, "R", "reject pictures longer than R times their short side", 1,
+     1e6},
     {"verify", AGGLO_OPTION_CHOICE, &verify, "full|header", "decode every picture, or trust its header (full)", 0, 0},
     {"exif", AGGLO_OPTION_CHOICE, &exif, "apply|ignore", "turn pictures upright as EXIF says, or not (apply)", 0, 0},
-    {"png16", AGGLO_OPTION_CHOICE, &png16, "scale|clip", "16-bit gray PNG: high byte, or Pillow's clipping (scale)", 0, 0},
+    {"png16", AGGLO_OPTION_CHOICE, &png16, "scale|clip", "16-bit gray PNG: high byte, or Pillow's clipping (scale)", 0,
+     0},
     {"jobs", AGGLO_OPTION_INT, &jobs, "N", "pictures checked at a time (all cores)", 1, 4096},
 };
 
@@ -50,11 +52,12 @@ static void print_report(const agglo_ingest_report *report)
 
 static void print_report_json(const agglo_ingest_report *report)
 {
-    json_t *object = json_pack("{s:I, s:I, s:I, s:O, s:I, s:I, s:I, s:f, s:b}", "samples_in", (json_int_t)report->samples_in,
-                               "samples_kept", (json_int_t)report->samples_kept, "samples_rejected",
-                               (json_int_t)report->samples_rejected, "rejected", report->rejected, "shards_in",
-                               (json_int_t)report->shards_in, "shards_failed", (json_int_t)report->shards_failed, "bytes_in",
-                               (json_int_t)report->bytes_in, "seconds", report->seconds, "up_to_date", (int)report->up_to_date);
+    json_t *object =
+        json_pack("{s:I, s:I, s:I, s:O, s:I, s:I, s:I, s:f, s:b}", "samples_in", (json_int_t)report->samples_in,
+                  "samples_kept", (json_int_t)report->samples_kept, "samples_rejected",
+                  (json_int_t)report->samples_rejected, "rejected", report->rejected, "shards_in",
+                  (json_int_t)report->shards_in, "shards_failed", (json_int_t)report->shards_failed, "bytes_in",
+                  (json_int_t)report->bytes_in, "seconds", report->seconds, "up_to_date", (int)report->up_to_date);
 
     agglo_print_json(object);
     json_decref(object);
@@ -104,8 +107,10 @@ const agglo_command agglo_cmd_ingest = {
     .name = "ingest",
     .usage = "SRC... --out DATASET",
     .summary = "shard webdatasets into a clean dataset with random access",
-    .details = "SRC is a webdataset tar (plain, gzip or zstd), a glob, a brace range such as {00000..00127}.tar, a folder of tars, or -\n"
-               "for standard input. What is rejected stands in DATASET/rejects.jsonl with its reason. Running it again over the\n"
+    .details = "SRC is a webdataset tar (plain, gzip or zstd), a glob, a brace range such as {00000..00127}.tar, a "
+               "folder of tars, or -\n"
+               "for standard input. What is rejected stands in DATASET/rejects.jsonl with its reason. Running it again "
+               "over the\n"
                "same input does nothing.",
     .example = "agglo ingest 'shards/{00000000..00000007}.tar' --out data/train",
     .options = options,

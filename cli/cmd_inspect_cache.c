@@ -19,9 +19,11 @@ static const agglo_option options[] = {
     {"view", AGGLO_OPTION_INT, &view_index, "N", "its view, from 0 (0)", 0, 254},
     {"teacher", AGGLO_OPTION_STRING, &teacher_name, "NAME", "only this teacher", 0, 0},
     {"group", AGGLO_OPTION_STRING, &group_name, "NAME", "its view group (the first one)", 0, 0},
-    {"npy", AGGLO_OPTION_STRING, &npy_prefix, "PREFIX", "write PREFIX.summary.npy and PREFIX.spatial.npy (with --teacher)", 0, 0},
+    {"npy", AGGLO_OPTION_STRING, &npy_prefix, "PREFIX",
+     "write PREFIX.summary.npy and PREFIX.spatial.npy (with --teacher)", 0, 0},
     {"png", AGGLO_OPTION_STRING, &png_path, "FILE", "write the view beside each teacher's principal components", 0, 0},
-    {"dataset", AGGLO_OPTION_STRING, &dataset_path, "DATASET", "where the pictures are (where the teacher pass read them)", 0, 0},
+    {"dataset", AGGLO_OPTION_STRING, &dataset_path, "DATASET",
+     "where the pictures are (where the teacher pass read them)", 0, 0},
     {"verify", AGGLO_OPTION_FLAG, &verify, NULL, "check every hash, checksum, count and key", 0, 0},
 };
 
@@ -58,12 +60,13 @@ static json_t *teacher_json(const agglo_cache *cache, const agglo_cache_teacher 
             }
         }
     }
-    return json_pack("{s:s, s:s, s:s, s:i, s:[i,i,i], s:i, s:I, s:I, s:I, s:I, s:I, s:f, s:I, s:s, s:s}", "name", teacher->name,
-                     "arch", teacher->arch, "codec", teacher->codec, "input", teacher->input, "spatial", teacher->grid_h,
-                     teacher->grid_w, teacher->spatial_dim, "summary", teacher->summary_dim, "units", (json_int_t)units, "records",
-                     (json_int_t)records, "skipped_samples", (json_int_t)skipped, "record_bytes", (json_int_t)payload, "file_bytes",
-                     (json_int_t)files, "bytes_per_view", records > 0 ? (double)payload / (double)records : 0.0,
-                     "fp16_bytes_per_view", (json_int_t)fp16, "weights", teacher->weights, "options", teacher->options);
+    return json_pack("{s:s, s:s, s:s, s:i, s:[i,i,i], s:i, s:I, s:I, s:I, s:I, s:I, s:f, s:I, s:s, s:s}", "name",
+                     teacher->name, "arch", teacher->arch, "codec", teacher->codec, "input", teacher->input, "spatial",
+                     teacher->grid_h, teacher->grid_w, teacher->spatial_dim, "summary", teacher->summary_dim, "units",
+                     (json_int_t)units, "records", (json_int_t)records, "skipped_samples", (json_int_t)skipped,
+                     "record_bytes", (json_int_t)payload, "file_bytes", (json_int_t)files, "bytes_per_view",
+                     records > 0 ? (double)payload / (double)records : 0.0, "fp16_bytes_per_view", (json_int_t)fp16,
+                     "weights", teacher->weights, "options", teacher->options);
 }
 
 static void print_whole(const json_t *object)
@@ -79,18 +82,19 @@ static void print_whole(const json_t *object)
         printf("  views %-10s %s\n", json_string_value(json_object_get(value, "name")), text != NULL ? text : "");
         free(text);
     }
-    printf("  %-14s %-24s %-7s %-12s %8s %10s %12s %12s %10s\n", "teacher", "arch", "codec", "spatial", "units", "records",
-           "bytes/view", "fp16/view", "files");
+    printf("  %-14s %-24s %-7s %-12s %8s %10s %12s %12s %10s\n", "teacher", "arch", "codec", "spatial", "units",
+           "records", "bytes/view", "fp16/view", "files");
     json_array_foreach(json_object_get(object, "teachers"), i, value)
     {
         const json_t *shape = json_object_get(value, "spatial");
         char spatial[48];
 
         snprintf(spatial, sizeof spatial, "%lldx%lldx%lld", (long long)json_integer_value(json_array_get(shape, 0)),
-                 (long long)json_integer_value(json_array_get(shape, 1)), (long long)json_integer_value(json_array_get(shape, 2)));
+                 (long long)json_integer_value(json_array_get(shape, 1)),
+                 (long long)json_integer_value(json_array_get(shape, 2)));
         printf("  %-14s %-24s %-7s %-12s %8s %10s %12s %12s %10s\n", json_string_value(json_object_get(value, "name")),
-               json_string_value(json_object_get(value, "arch")), json_string_value(json_object_get(value, "codec")), spatial,
-               agglo_show_int(json_integer_value(json_object_get(value, "units"))),
+               json_string_value(json_object_get(value, "arch")), json_string_value(json_object_get(value, "codec")),
+               spatial, agglo_show_int(json_integer_value(json_object_get(value, "units"))),
                agglo_show_int(json_integer_value(json_object_get(value, "records"))),
                agglo_show_bytes(json_real_value(json_object_get(value, "bytes_per_view"))),
                agglo_show_bytes((double)json_integer_value(json_object_get(value, "fp16_bytes_per_view"))),
@@ -100,7 +104,8 @@ static void print_whole(const json_t *object)
     {
         printf("  bad: %s\n", json_string_value(value));
     }
-    if (json_is_true(json_object_get(object, "verified")) && json_array_size(json_object_get(object, "problems")) == 0) {
+    if (json_is_true(json_object_get(object, "verified")) &&
+        json_array_size(json_object_get(object, "problems")) == 0) {
         printf("  verified: every hash, checksum, count and key is as it should be\n");
     }
 }
@@ -112,8 +117,8 @@ static agglo_status inspect_whole(agglo_cli *cli, const agglo_cache *cache, aggl
     for (size_t i = 0; i < agglo_cache_groups(cache); i++) {
         const agglo_cache_group *group = agglo_cache_group_at(cache, i);
 
-        json_array_append_new(groups, json_pack("{s:s, s:s, s:O}", "name", group->name, "fingerprint", group->fingerprint,
-                                                "parameters", group->parameters));
+        json_array_append_new(groups, json_pack("{s:s, s:s, s:O}", "name", group->name, "fingerprint",
+                                                group->fingerprint, "parameters", group->parameters));
     }
     for (size_t i = 0; i < agglo_cache_teachers(cache); i++) {
         const agglo_cache_teacher *teacher = agglo_cache_teacher_at(cache, i);
@@ -204,24 +209,25 @@ typedef struct target {
     float *summary, *spatial; /* owned */
 } target;
 
-static agglo_status read_target(agglo_cache *cache, const agglo_cache_teacher *teacher, const char *group, uint32_t shard,
-                                uint32_t ordinal, target *out, agglo_err *err)
+static agglo_status read_target(agglo_cache *cache, const agglo_cache_teacher *teacher, const char *group,
+                                uint32_t shard, uint32_t ordinal, target *out, agglo_err *err)
 {
     uint8_t *buffer = NULL;
     size_t capacity = 0;
     agglo_record record;
 
     out->teacher = teacher;
-    if (agglo_cache_read(cache, teacher->name, group, shard, ordinal, (int)view_index, NULL, &buffer, &capacity, &record, err) !=
-        AGGLO_OK) {
+    if (agglo_cache_read(cache, teacher->name, group, shard, ordinal, (int)view_index, NULL, &buffer, &capacity,
+                         &record, err) != AGGLO_OK) {
         goto done;
     }
     out->info = record.info;
     out->n_bytes = record.summary.size + record.spatial.size;
     out->summary = agglo_alloc(record.info.summary_dim, sizeof *out->summary, err);
-    out->spatial = out->summary != NULL ? agglo_alloc((size_t)record.info.grid_h * record.info.grid_w * record.info.spatial_dim,
-                                                      sizeof *out->spatial, err)
-                                        : NULL;
+    out->spatial = out->summary != NULL
+                       ? agglo_alloc((size_t)record.info.grid_h * record.info.grid_w * record.info.spatial_dim,
+                                     sizeof *out->spatial, err)
+                       : NULL;
     if (out->spatial != NULL) {
         agglo_record_decode(&record, out->summary, out->spatial, err);
     }
@@ -248,8 +254,8 @@ static agglo_status write_npy(const target *t, agglo_err *err)
 }
 
 /* The view as the renderer gives it, then one tile per teacher. */
-static agglo_status write_png(const agglo_dataset *dataset, uint32_t shard, uint32_t ordinal, const target *targets, size_t n,
-                              agglo_err *err)
+static agglo_status write_png(const agglo_dataset *dataset, uint32_t shard, uint32_t ordinal, const target *targets,
+                              size_t n, agglo_err *err)
 {
     enum { SIDE = 224, MAX_TILES = 17 };
     agglo_tile tiles[MAX_TILES];
@@ -257,7 +263,8 @@ static agglo_status write_png(const agglo_dataset *dataset, uint32_t shard, uint
     agglo_renderer *renderer = NULL;
     agglo_decode_options decode;
     agglo_sample sample;
-    agglo_view view = {targets[0].info.x, targets[0].info.y, targets[0].info.w, targets[0].info.h, targets[0].info.flip};
+    agglo_view view = {targets[0].info.x, targets[0].info.y, targets[0].info.w, targets[0].info.h,
+                       targets[0].info.flip};
     size_t n_tiles = 0;
     int width, height;
 
@@ -268,8 +275,8 @@ static agglo_status write_png(const agglo_dataset *dataset, uint32_t shard, uint
     pixels[0] = agglo_alloc((size_t)SIDE * SIDE, 3, err);
     if (pixels[0] == NULL || agglo_dataset_sample(dataset, shard, ordinal, &sample, err) != AGGLO_OK ||
         agglo_renderer_new(&renderer, &decode, err) != AGGLO_OK ||
-        agglo_render_views(renderer, sample.image, sample.width, sample.height, &view, 1, AGGLO_BICUBIC, SIDE, SIDE, pixels[0],
-                           err) != AGGLO_OK) {
+        agglo_render_views(renderer, sample.image, sample.width, sample.height, &view, 1, AGGLO_BICUBIC, SIDE, SIDE,
+                           pixels[0], err) != AGGLO_OK) {
         goto done;
     }
     tiles[n_tiles++] = (agglo_tile){pixels[0], SIDE, SIDE};
@@ -277,8 +284,8 @@ static agglo_status write_png(const agglo_dataset *dataset, uint32_t shard, uint
         int64_t n_tok = (int64_t)targets[i].info.grid_h * targets[i].info.grid_w;
 
         pixels[n_tiles] = agglo_alloc((size_t)n_tok, 3, err);
-        if (pixels[n_tiles] == NULL ||
-            agglo_picture_pca(targets[i].spatial, n_tok, targets[i].info.spatial_dim, pixels[n_tiles], err) != AGGLO_OK) {
+        if (pixels[n_tiles] == NULL || agglo_picture_pca(targets[i].spatial, n_tok, targets[i].info.spatial_dim,
+                                                         pixels[n_tiles], err) != AGGLO_OK) {
             goto done;
         }
         tiles[n_tiles] = (agglo_tile){pixels[n_tiles], targets[i].info.grid_w, targets[i].info.grid_h};
@@ -301,19 +308,20 @@ static json_t *target_json(const target *t)
     char hash[17];
 
     snprintf(hash, sizeof hash, "%016llx", (unsigned long long)t->info.pixel_hash);
-    return json_pack("{s:s, s:s, s:[i,i,i,i], s:b, s:[i,i], s:s, s:[i,i,i], s:i, s:I}", "teacher", t->teacher->name, "codec",
-                     agglo_codec_name(t->info.codec), "box", t->info.x, t->info.y, t->info.w, t->info.h, "flip", (int)t->info.flip,
-                     "input", (int)t->info.input_w, (int)t->info.input_h, "pixel_hash", hash, "spatial", (int)t->info.grid_h,
-                     (int)t->info.grid_w, (int)t->info.spatial_dim, "summary", (int)t->info.summary_dim, "payload_bytes",
-                     (json_int_t)t->n_bytes);
+    return json_pack("{s:s, s:s, s:[i,i,i,i], s:b, s:[i,i], s:s, s:[i,i,i], s:i, s:I}", "teacher", t->teacher->name,
+                     "codec", agglo_codec_name(t->info.codec), "box", t->info.x, t->info.y, t->info.w, t->info.h,
+                     "flip", (int)t->info.flip, "input", (int)t->info.input_w, (int)t->info.input_h, "pixel_hash", hash,
+                     "spatial", (int)t->info.grid_h, (int)t->info.grid_w, (int)t->info.spatial_dim, "summary",
+                     (int)t->info.summary_dim, "payload_bytes", (json_int_t)t->n_bytes);
 }
 
 static void print_target(const target *t)
 {
     printf("%-14s box %d,%d %dx%d%s, shown at %dx%d, pixel hash %016llx, summary %d, spatial %dx%dx%d, %s in %s\n",
-           t->teacher->name, t->info.x, t->info.y, t->info.w, t->info.h, t->info.flip ? " flipped" : "", t->info.input_w,
-           t->info.input_h, (unsigned long long)t->info.pixel_hash, t->info.summary_dim, t->info.grid_h, t->info.grid_w,
-           t->info.spatial_dim, agglo_show_bytes((double)t->n_bytes), agglo_codec_name(t->info.codec));
+           t->teacher->name, t->info.x, t->info.y, t->info.w, t->info.h, t->info.flip ? " flipped" : "",
+           t->info.input_w, t->info.input_h, (unsigned long long)t->info.pixel_hash, t->info.summary_dim,
+           t->info.grid_h, t->info.grid_w, t->info.spatial_dim, agglo_show_bytes((double)t->n_bytes),
+           agglo_codec_name(t->info.codec));
 }
 
 static agglo_status inspect_sample(agglo_cli *cli, agglo_cache *cache, agglo_err *err)
@@ -330,8 +338,9 @@ static agglo_status inspect_sample(agglo_cli *cli, agglo_cache *cache, agglo_err
     }
     if (!parse_place(sample_name, &shard, &ordinal)) {
         if (dataset == NULL) {
-            agglo_fail(err, AGGLO_E_CONFIG, "the pictures are not where the teacher pass read them: name their folder with --dataset, "
-                                            "or the sample as SHARD/ORDINAL");
+            agglo_fail(err, AGGLO_E_CONFIG,
+                       "the pictures are not where the teacher pass read them: name their folder with --dataset, "
+                       "or the sample as SHARD/ORDINAL");
             goto done;
         }
         if (agglo_dataset_find(dataset, sample_name, &shard, &ordinal, err) != AGGLO_OK) {
@@ -405,7 +414,8 @@ const agglo_command agglo_cmd_inspect_cache = {
     .name = "inspect cache",
     .usage = "PATH [--sample UID|KEY --view N [--teacher NAME --npy PREFIX] [--png FILE]] [--verify]",
     .summary = "what is cached, at what size, and whether it is whole",
-    .details = "--npy writes float32 arrays in native space, [C] and [H,W,C]. --verify exits with 1 and names what is bad.",
+    .details =
+        "--npy writes float32 arrays in native space, [C] and [H,W,C]. --verify exits with 1 and names what is bad.",
     .example = "agglo inspect cache cache --sample 000010042 --view 0 --teacher clip --npy clip --png view.png",
     .options = options,
     .n_options = AGGLO_COUNT(options),

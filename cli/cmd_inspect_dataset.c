@@ -14,7 +14,8 @@ static bool verify;
 static agglo_texts sets;
 
 static const agglo_option options[] = {
-    {"sample", AGGLO_OPTION_STRING, &sample_name, "UID|KEY", "one sample; SHARD/ORDINAL where a key is not unique", 0, 0},
+    {"sample", AGGLO_OPTION_STRING, &sample_name, "UID|KEY", "one sample; SHARD/ORDINAL where a key is not unique", 0,
+     0},
     {"png", AGGLO_OPTION_STRING, &png_path, "FILE", "write the sample's whole upright picture", 0, 0},
     {"recipe", AGGLO_OPTION_STRING, &recipe_path, "FILE", "with --view: the recipe that defines the views", 0, 0},
     {"view", AGGLO_OPTION_INT, &view_index, "N", "this view's box, flip and pixel hash (from 0)", 0, 254},
@@ -77,22 +78,22 @@ static json_t *tally_json(const char *path, const agglo_dataset *dataset, const 
 {
     const json_t *report = json_object_get(agglo_dataset_json(dataset, 0), "report");
     json_t *formats = json_object();
-    json_t *object = json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I}", "path", path, "samples",
-                               (json_int_t)agglo_dataset_samples(dataset), "shards",
-                               (json_int_t)agglo_dataset_shards(dataset), "bytes", (json_int_t)t->shard_bytes, "image_bytes",
-                               (json_int_t)t->image_bytes, "labelled", (json_int_t)t->labelled, "captioned",
-                               (json_int_t)t->captioned);
+    json_t *object = json_pack(
+        "{s:s, s:I, s:I, s:I, s:I, s:I, s:I}", "path", path, "samples", (json_int_t)agglo_dataset_samples(dataset),
+        "shards", (json_int_t)agglo_dataset_shards(dataset), "bytes", (json_int_t)t->shard_bytes, "image_bytes",
+        (json_int_t)t->image_bytes, "labelled", (json_int_t)t->labelled, "captioned", (json_int_t)t->captioned);
 
     for (int i = AGGLO_IMAGE_JPEG; i <= AGGLO_IMAGE_GIF; i++) {
         if (t->formats[i] > 0) {
-            json_object_set_new(formats, agglo_image_format_name((agglo_image_format)i), json_integer((json_int_t)t->formats[i]));
+            json_object_set_new(formats, agglo_image_format_name((agglo_image_format)i),
+                                json_integer((json_int_t)t->formats[i]));
         }
     }
     json_object_set_new(object, "formats", formats);
     if (t->samples > 0) {
         json_object_set_new(object, "short_side",
-                            json_pack("{s:i, s:i, s:i}", "min", t->short_sides[0], "median", t->short_sides[t->samples / 2],
-                                      "max", t->short_sides[t->samples - 1]));
+                            json_pack("{s:i, s:i, s:i}", "min", t->short_sides[0], "median",
+                                      t->short_sides[t->samples / 2], "max", t->short_sides[t->samples - 1]));
     }
     if (report != NULL) {
         json_object_set_new(object, "report", json_deep_copy(report));
@@ -119,10 +120,12 @@ static void print_tally(const json_t *object)
     {
         printf("  %-10s %s\n", name, agglo_show_int(json_integer_value(value)));
     }
-    printf("  labelled   %s\n  captioned  %s\n", agglo_show_int(json_integer_value(json_object_get(object, "labelled"))),
+    printf("  labelled   %s\n  captioned  %s\n",
+           agglo_show_int(json_integer_value(json_object_get(object, "labelled"))),
            agglo_show_int(json_integer_value(json_object_get(object, "captioned"))));
     if (sides != NULL) {
-        printf("  short side %lld to %lld pixels, median %lld\n", (long long)json_integer_value(json_object_get(sides, "min")),
+        printf("  short side %lld to %lld pixels, median %lld\n",
+               (long long)json_integer_value(json_object_get(sides, "min")),
                (long long)json_integer_value(json_object_get(sides, "max")),
                (long long)json_integer_value(json_object_get(sides, "median")));
     }
@@ -135,7 +138,8 @@ static void print_tally(const json_t *object)
     {
         printf("  bad: %s\n", json_string_value(value));
     }
-    if (json_is_true(json_object_get(object, "verified")) && json_array_size(json_object_get(object, "problems")) == 0) {
+    if (json_is_true(json_object_get(object, "verified")) &&
+        json_array_size(json_object_get(object, "problems")) == 0) {
         printf("  every shard has the hash that the index says\n");
     }
 }
@@ -201,8 +205,8 @@ static agglo_status add_views(json_t *object, agglo_renderer *renderer, const ag
             break;
         }
         snprintf(hash, sizeof hash, "%016llx", (unsigned long long)agglo_pixel_hash(pixels, side, side));
-        one = json_pack("{s:I, s:[i,i,i,i], s:b, s:i, s:s}", "view", (json_int_t)view_index, "box", view.x, view.y, view.w,
-                        view.h, "flip", (int)view.flip, "size", side, "pixel_hash", hash);
+        one = json_pack("{s:I, s:[i,i,i,i], s:b, s:i, s:s}", "view", (json_int_t)view_index, "box", view.x, view.y,
+                        view.w, view.h, "flip", (int)view.flip, "size", side, "pixel_hash", hash);
         if (i == 0) { /* the group that most recipes have stands at the top */
             json_object_update(object, one);
         }
@@ -227,10 +231,10 @@ static agglo_status add_views(json_t *object, agglo_renderer *renderer, const ag
 static json_t *sample_json(const agglo_sample *sample)
 {
     char uid[33];
-    json_t *object = json_pack("{s:s, s:s, s:i, s:i, s:s, s:i, s:i, s:I}", "uid", agglo_hex(sample->uid, 16, uid), "key",
-                               sample->key, "shard", (int)sample->shard, "ordinal", (int)sample->ordinal, "format",
-                               agglo_image_format_name(sample->format), "width", sample->width, "height", sample->height, "bytes",
-                               (json_int_t)sample->image.size);
+    json_t *object = json_pack("{s:s, s:s, s:i, s:i, s:s, s:i, s:i, s:I}", "uid", agglo_hex(sample->uid, 16, uid),
+                               "key", sample->key, "shard", (int)sample->shard, "ordinal", (int)sample->ordinal,
+                               "format", agglo_image_format_name(sample->format), "width", sample->width, "height",
+                               sample->height, "bytes", (json_int_t)sample->image.size);
 
     if (sample->label >= 0) {
         json_object_set_new(object, "label", json_integer(sample->label));

@@ -56,9 +56,9 @@ static agglo_status add_teacher(json_t *object, const char *path, agglo_err *err
     json_object_set_new(object, "arch", json_string(c.arch));
     json_object_set_new(object, "gmac", json_real(agglo_teacher_gmac(&c, c.image, c.image)));
     json_object_set_new(object, "config",
-                        json_pack("{s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:s}", "family", c.family, "dim", c.dim, "depth",
-                                  c.depth, "heads", c.heads, "mlp_dim", c.mlp_dim, "patch", c.patch, "image", c.image, "proj",
-                                  c.proj, "registers", c.registers, "act",
+                        json_pack("{s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:s}", "family", c.family, "dim",
+                                  c.dim, "depth", c.depth, "heads", c.heads, "mlp_dim", c.mlp_dim, "patch", c.patch,
+                                  "image", c.image, "proj", c.proj, "registers", c.registers, "act",
                                   c.swiglu ? "swiglu" : agglo_teacher_act_name(c.act)));
     return AGGLO_OK;
 }
@@ -68,9 +68,10 @@ static void print_text(const json_t *object)
     const char *key;
     json_t *value;
 
-    printf("%s: %s %s\n", json_string_value(json_object_get(object, "path")), json_string_value(json_object_get(object, "kind")),
-           json_string_value(json_object_get(object, "arch")));
-    printf("  %-12s %s in %s tensors, %s\n", "parameters", agglo_show_int(json_integer_value(json_object_get(object, "parameters"))),
+    printf("%s: %s %s\n", json_string_value(json_object_get(object, "path")),
+           json_string_value(json_object_get(object, "kind")), json_string_value(json_object_get(object, "arch")));
+    printf("  %-12s %s in %s tensors, %s\n", "parameters",
+           agglo_show_int(json_integer_value(json_object_get(object, "parameters"))),
            agglo_show_int(json_integer_value(json_object_get(object, "tensors"))),
            agglo_show_bytes((double)json_integer_value(json_object_get(object, "bytes"))));
     printf("  %-12s %s\n  %-12s %s\n", "dtype", json_string_value(json_object_get(object, "dtype")), "sha256",

@@ -39,9 +39,10 @@ static json_t *line_json(const agglo_teach_line *line)
 {
     const agglo_teach_report *r = &line->report;
     json_t *failures = json_array();
-    json_t *object = json_pack("{s:s, s:s, s:s, s:s, s:[i,i,i], s:i}", "teacher", line->teacher, "set",
-                               line->val ? "val" : "dataset", "arch", line->arch, "codec", agglo_codec_name(line->codec), "spatial",
-                               line->grid_h, line->grid_w, line->spatial_dim, "summary", line->summary_dim);
+    json_t *object =
+        json_pack("{s:s, s:s, s:s, s:s, s:[i,i,i], s:i}", "teacher", line->teacher, "set",
+                  line->val ? "val" : "dataset", "arch", line->arch, "codec", agglo_codec_name(line->codec), "spatial",
+                  line->grid_h, line->grid_w, line->spatial_dim, "summary", line->summary_dim);
     const struct {
         const char *name;
         uint64_t value;
@@ -76,10 +77,12 @@ static void print_line(const agglo_teach_line *line)
     } else {
         double views = r->views > 0 ? (double)r->views : 1;
 
-        printf("%s views in %.1f s (%.1f/s), %s per view (spatial %dx%dx%d %s: %s; fp16 %s)\n", agglo_show_int((int64_t)r->views),
-               r->seconds, (double)r->views / (r->seconds > 0.05 ? r->seconds : 0.05), agglo_show_bytes((double)r->bytes / views),
+        printf("%s views in %.1f s (%.1f/s), %s per view (spatial %dx%dx%d %s: %s; fp16 %s)\n",
+               agglo_show_int((int64_t)r->views), r->seconds,
+               (double)r->views / (r->seconds > 0.05 ? r->seconds : 0.05), agglo_show_bytes((double)r->bytes / views),
                line->grid_h, line->grid_w, line->spatial_dim, agglo_codec_name(line->codec),
-               agglo_show_bytes((double)r->spatial_bytes / views), agglo_show_bytes((double)r->spatial_fp16_bytes / views));
+               agglo_show_bytes((double)r->spatial_bytes / views),
+               agglo_show_bytes((double)r->spatial_fp16_bytes / views));
     }
     if (r->units_present > 0 && r->units_done > 0) {
         printf("  %s units were there already\n", agglo_show_int((int64_t)r->units_present));
@@ -135,8 +138,10 @@ const agglo_command agglo_cmd_teach = {
     .name = "teach",
     .usage = "RECIPE [--teacher NAME]... [--part I/N] [--scratch DIR] [--set KEY=VALUE]...",
     .summary = "run each teacher once over the dataset, into the cache",
-    .details = "Every unit (teacher, shard, view group) that is missing is made, for the recipe's dataset and for its val. A unit that exists\n"
-               "is never touched: killed at any moment, started again, the pass goes on. Weights that differ from the cache's are refused.",
+    .details = "Every unit (teacher, shard, view group) that is missing is made, for the recipe's dataset and for its "
+               "val. A unit that exists\n"
+               "is never touched: killed at any moment, started again, the pass goes on. Weights that differ from the "
+               "cache's are refused.",
     .example = "agglo teach recipe.yaml --part 1/2",
     .options = options,
     .n_options = AGGLO_COUNT(options),

@@ -29,8 +29,8 @@ static void print_json(const agglo_recipe *recipe, const agglo_train_result *res
     }
     for (size_t i = 0; i < result->last.n_teachers; i++) {
         json_object_set_new(teachers, recipe->teachers[i].name,
-                            json_pack("{s:f, s:f}", "summary_cos", agglo_metrics_summary_cos(&result->last, i), "spatial_cos",
-                                      agglo_metrics_spatial_cos(&result->last, i)));
+                            json_pack("{s:f, s:f}", "summary_cos", agglo_metrics_summary_cos(&result->last, i),
+                                      "spatial_cos", agglo_metrics_spatial_cos(&result->last, i)));
     }
     json_object_set_new(object, "teachers", teachers);
     agglo_print_json(object);
@@ -57,7 +57,8 @@ static void print_text(const agglo_recipe *recipe, const agglo_train_result *res
                agglo_metrics_summary_cos(&result->last, i), agglo_metrics_spatial_cos(&result->last, i));
     }
     if (result->n_bad > 0) {
-        printf("  %s slots had a picture or a record missing and weighed nothing\n", agglo_show_int((int64_t)result->n_bad));
+        printf("  %s slots had a picture or a record missing and weighed nothing\n",
+               agglo_show_int((int64_t)result->n_bad));
     }
     printf("  weights: %s/student.safetensors\n", out_dir);
 }
@@ -89,7 +90,8 @@ const agglo_command agglo_cmd_train = {
     .name = "train",
     .usage = "RECIPE --out RUN [--set KEY=VALUE]...",
     .summary = "train a student from the cache",
-    .details = "RUN holds recipe.yaml as used, metrics.jsonl, checkpoints and, at the end, student.safetensors. Started again, it goes on\n"
+    .details = "RUN holds recipe.yaml as used, metrics.jsonl, checkpoints and, at the end, student.safetensors. "
+               "Started again, it goes on\n"
                "from the last checkpoint and ends with the same bytes as a run that never stopped.",
     .example = "agglo train recipe.yaml --out runs/first --set train.steps=2000",
     .options = options,

@@ -12,7 +12,8 @@ static int64_t seed;
 static agglo_texts sets;
 
 static const agglo_option options[] = {
-    {"set", AGGLO_OPTION_LIST, &sets, "FIELD=VALUE", "one field of the architecture, such as dim=64; may be repeated", 0, 0},
+    {"set", AGGLO_OPTION_LIST, &sets, "FIELD=VALUE", "one field of the architecture, such as dim=64; may be repeated",
+     0, 0},
     {"seed", AGGLO_OPTION_INT, &seed, "N", "of the random values (0)", 0, 9e18},
     {"out", AGGLO_OPTION_STRING, &out_path, "FILE.safetensors", "where to write", 0, 0},
 };
@@ -36,8 +37,9 @@ static agglo_status init_teacher(const char *arch, agglo_err *err)
             return err->status;
         }
     }
-    return agglo_teacher_check(&config, err) == AGGLO_OK ? agglo_teacher_write_random(&config, (uint64_t)seed, out_path, err)
-                                                         : err->status;
+    return agglo_teacher_check(&config, err) == AGGLO_OK
+               ? agglo_teacher_write_random(&config, (uint64_t)seed, out_path, err)
+               : err->status;
 }
 
 /* The fields of a student are those of a recipe's section `student`, and `image`. */
@@ -47,7 +49,8 @@ static agglo_status init_student(const char *arch, agglo_err *err)
     agglo_arena *arena = NULL;
     agglo_yaml *tree;
 
-    if (agglo_arena_new(&arena, 0, err) == AGGLO_OK && agglo_yaml_parse("{}", 2, "--set", arena, &tree, err) == AGGLO_OK) {
+    if (agglo_arena_new(&arena, 0, err) == AGGLO_OK &&
+        agglo_yaml_parse("{}", 2, "--set", arena, &tree, err) == AGGLO_OK) {
         char text[128];
 
         snprintf(text, sizeof text, "arch=%s", arch);
@@ -128,9 +131,12 @@ const agglo_command agglo_cmd_weights_init = {
     .name = "weights init",
     .usage = "ARCH [--set FIELD=VALUE]... --seed N --out FILE.safetensors",
     .summary = "write a randomly initialised teacher or student",
-    .details = "ARCH is a name (clip-vit-base-32, dinov2-large-reg, vit-small-16...) or a family (clip, dinov2, vit) whose fields are set one\n"
-               "by one: dim, depth, heads, mlp_dim, patch, image, proj, registers, act... The file says all about itself in its metadata.",
-    .example = "agglo weights init clip --set dim=64 --set depth=2 --set patch=8 --set image=32 --seed 1 --out tiny.safetensors",
+    .details = "ARCH is a name (clip-vit-base-32, dinov2-large-reg, vit-small-16...) or a family (clip, dinov2, vit) "
+               "whose fields are set one\n"
+               "by one: dim, depth, heads, mlp_dim, patch, image, proj, registers, act... The file says all about "
+               "itself in its metadata.",
+    .example = "agglo weights init clip --set dim=64 --set depth=2 --set patch=8 --set image=32 --seed 1 --out "
+               "tiny.safetensors",
     .options = options,
     .n_options = AGGLO_COUNT(options),
     .min_args = 1,

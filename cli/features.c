@@ -12,8 +12,8 @@
 
 enum { BATCH = 32 };
 
-agglo_status agglo_encoder_open(agglo_encoder *out, agglo_backend *backend, const char *path, const char *head, int size,
-                                int max_batch, agglo_err *err)
+agglo_status agglo_encoder_open(agglo_encoder *out, agglo_backend *backend, const char *path, const char *head,
+                                int size, int max_batch, agglo_err *err)
 {
     agglo_safetensors *st = NULL;
     agglo_teacher_options options = agglo_teacher_options_default();
@@ -84,9 +84,8 @@ static agglo_status flush(collector *c, agglo_err *err)
 {
     int size = c->encoder->info.preprocess.size;
 
-    if (c->filled > 0 &&
-        c->encoder->encode(c->encoder->self, c->pixels, c->filled, size, size, c->out->summary + c->out->n * c->out->dim, NULL,
-                           err) != AGGLO_OK) {
+    if (c->filled > 0 && c->encoder->encode(c->encoder->self, c->pixels, c->filled, size, size,
+                                            c->out->summary + c->out->n * c->out->dim, NULL, err) != AGGLO_OK) {
         return err->status;
     }
     c->out->n += c->filled;
@@ -130,8 +129,8 @@ static bool next_sample(const agglo_dataset *dataset, uint32_t *shard, uint32_t 
     return false;
 }
 
-agglo_status agglo_features_of(agglo_features *out, const agglo_encoder *encoder, const agglo_dataset *dataset, int n_workers,
-                               agglo_err *err)
+agglo_status agglo_features_of(agglo_features *out, const agglo_encoder *encoder, const agglo_dataset *dataset,
+                               int n_workers, agglo_err *err)
 {
     agglo_decode_options decode = agglo_dataset_decode_options(dataset);
     size_t n_samples = (size_t)agglo_dataset_samples(dataset), side = (size_t)encoder->info.preprocess.size;

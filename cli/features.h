@@ -11,8 +11,8 @@ extern "C" {
 
 /* Open whatever the file is: a student (told by its metadata) or a teacher. head: a student's head by name, NULL for its backbone
  * (AGGLO_E_CONFIG with a teacher). size 0: the model's own. */
-agglo_status agglo_encoder_open(agglo_encoder *out, agglo_backend *backend, const char *path, const char *head, int size,
-                                int max_batch, agglo_err *err);
+agglo_status agglo_encoder_open(agglo_encoder *out, agglo_backend *backend, const char *path, const char *head,
+                                int size, int max_batch, agglo_err *err);
 
 /* Summaries of all labelled samples of a dataset, in order, each whole picture prepared as the model expects. */
 typedef struct agglo_features {
@@ -25,8 +25,8 @@ typedef struct agglo_features {
 } agglo_features;
 
 /* n_workers threads decode and render. AGGLO_E_STOPPED on a signal. */
-agglo_status agglo_features_of(agglo_features *out, const agglo_encoder *encoder, const agglo_dataset *dataset, int n_workers,
-                               agglo_err *err);
+agglo_status agglo_features_of(agglo_features *out, const agglo_encoder *encoder, const agglo_dataset *dataset,
+                               int n_workers, agglo_err *err);
 void agglo_features_clear(agglo_features *features); /* safe on a zeroed one */
 
 #ifdef __cplusplus

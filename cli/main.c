@@ -8,8 +8,9 @@
 #include "cli/cli.h"
 
 static const agglo_command *const commands[] = {
-    &agglo_cmd_ingest,          &agglo_cmd_teach,         &agglo_cmd_train,           &agglo_cmd_eval_knn,     &agglo_cmd_eval_distill,
-    &agglo_cmd_inspect_dataset, &agglo_cmd_inspect_cache, &agglo_cmd_inspect_weights, &agglo_cmd_weights_init,
+    &agglo_cmd_ingest,        &agglo_cmd_teach,           &agglo_cmd_train,
+    &agglo_cmd_eval_knn,      &agglo_cmd_eval_distill,    &agglo_cmd_inspect_dataset,
+    &agglo_cmd_inspect_cache, &agglo_cmd_inspect_weights, &agglo_cmd_weights_init,
 };
 
 /* A command of one or two words at the front of argv, after global options; the words are cut out. NULL: none. */
@@ -62,7 +63,8 @@ static agglo_status unknown_command(int argc, char **argv, agglo_err *err)
 
                 snprintf(what + used, sizeof what - used, "%s%s", used > 0 ? ", " : "", names[k] + n + 1);
             }
-            return argc > 1 ? agglo_fail(err, AGGLO_E_CONFIG, "'agglo %s' takes one of: %s; not '%s'", argv[0], what, argv[1])
+            return argc > 1 ? agglo_fail(err, AGGLO_E_CONFIG, "'agglo %s' takes one of: %s; not '%s'", argv[0], what,
+                                         argv[1])
                             : agglo_fail(err, AGGLO_E_CONFIG, "'agglo %s' takes one of: %s", argv[0], what);
         }
     }

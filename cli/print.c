@@ -85,9 +85,9 @@ json_t *agglo_version_json(void)
     set_version(libraries, "onednn", "%d.%d.%d", cpu.major, cpu.minor, cpu.patch);
     mdb_version(&major, &minor, &patch);
     set_version(libraries, "lmdb", "%d.%d.%d", major, minor, patch);
-    json_object_set_new(libraries, "libjpeg-turbo", json_sprintf("%d.%d.%d", LIBJPEG_TURBO_VERSION_NUMBER / 1000000,
-                                                                 LIBJPEG_TURBO_VERSION_NUMBER / 1000 % 1000,
-                                                                 LIBJPEG_TURBO_VERSION_NUMBER % 1000));
+    json_object_set_new(libraries, "libjpeg-turbo",
+                        json_sprintf("%d.%d.%d", LIBJPEG_TURBO_VERSION_NUMBER / 1000000,
+                                     LIBJPEG_TURBO_VERSION_NUMBER / 1000 % 1000, LIBJPEG_TURBO_VERSION_NUMBER % 1000));
     major = WebPGetDecoderVersion();
     set_version(libraries, "libwebp", "%d.%d.%d", major >> 16, major >> 8 & 255, major & 255);
     json_object_set_new(libraries, "libspng", json_string(spng_version_string()));

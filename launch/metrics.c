@@ -89,8 +89,9 @@ static json_t *rounded(double value, double unit)
     return json_real(round(value / unit) * unit);
 }
 
-agglo_status agglo_metrics_file_add(agglo_metrics_file *file, const agglo_metrics *metrics, const agglo_head_config *heads,
-                                    double images_per_s, double data_wait, agglo_err *err)
+agglo_status agglo_metrics_file_add(agglo_metrics_file *file, const agglo_metrics *metrics,
+                                    const agglo_head_config *heads, double images_per_s, double data_wait,
+                                    agglo_err *err)
 {
     json_t *line = json_object(), *teachers = json_object();
     char *text;

@@ -17,8 +17,9 @@ void agglo_metrics_file_close(agglo_metrics_file *file);
 
 /* {"step", "loss", "lr", "grad_norm", "teachers": {NAME: {"summary_cos", "spatial_cos"}}, "images_per_s", "data_wait"}; `step` counts
  * updates made, data_wait is the share of the time since the last line. */
-agglo_status agglo_metrics_file_add(agglo_metrics_file *file, const agglo_metrics *metrics, const agglo_head_config *heads,
-                                    double images_per_s, double data_wait, agglo_err *err);
+agglo_status agglo_metrics_file_add(agglo_metrics_file *file, const agglo_metrics *metrics,
+                                    const agglo_head_config *heads, double images_per_s, double data_wait,
+                                    agglo_err *err);
 
 #ifdef __cplusplus
 }

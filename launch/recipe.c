@@ -115,8 +115,8 @@ static agglo_status read_group(const agglo_yaml *node, const char *name, agglo_r
 {
     agglo_field fields[AGGLO_COUNT(view_fields) + 1];
     agglo_view_config *group;
-    const agglo_field count = {
-        "count", AGGLO_FIELD_CUSTOM, offsetof(agglo_view_config, count), 0, 0, NULL, read_count, false};
+    const agglo_field count = {"count", AGGLO_FIELD_CUSTOM, offsetof(agglo_view_config, count), 0, 0, NULL, read_count,
+                               false};
 
     if (recipe->n_groups == AGGLO_MAX_GROUPS) {
         return agglo_yaml_fail(node, err, "more than %d view groups", AGGLO_MAX_GROUPS);
@@ -211,11 +211,13 @@ static agglo_status read_teacher(const agglo_yaml *node, agglo_recipe *recipe, a
                                       .summary_weight = 1,
                                       .spatial_weight = 1,
                                       .spatial_norm = true};
-    if (agglo_yaml_fields(node, "teachers", teacher_fields, AGGLO_COUNT(teacher_fields), teacher, recipe, err) != AGGLO_OK) {
+    if (agglo_yaml_fields(node, "teachers", teacher_fields, AGGLO_COUNT(teacher_fields), teacher, recipe, err) !=
+        AGGLO_OK) {
         return err->status;
     }
     if (!is_name(teacher->name, AGGLO_TEACHER_NAME_MAX)) {
-        return agglo_yaml_fail(node, err, "a teacher is named by letters, digits, '.', '_' and '-', not '%s'", teacher->name);
+        return agglo_yaml_fail(node, err, "a teacher is named by letters, digits, '.', '_' and '-', not '%s'",
+                               teacher->name);
     }
     for (size_t i = 0; i < recipe->n_teachers; i++) {
         if (strcmp(recipe->teachers[i].name, teacher->name) == 0) {
@@ -330,7 +332,8 @@ static agglo_status refuse_groups(const agglo_yaml *node, void *field, void *con
 {
     (void)field;
     (void)context;
-    return agglo_yaml_fail(node, err, "this version trains at one size: use train.batch and train.size instead of train.groups");
+    return agglo_yaml_fail(node, err,
+                           "this version trains at one size: use train.batch and train.size instead of train.groups");
 }
 
 static agglo_status read_betas(const agglo_yaml *node, void *field, void *context, agglo_err *err)
@@ -480,7 +483,8 @@ static agglo_status read_fields(agglo_recipe *recipe, agglo_err *err)
     return AGGLO_OK;
 }
 
-agglo_status agglo_recipe_read(agglo_recipe *out, const char *path, const char *const *sets, size_t n_sets, agglo_err *err)
+agglo_status agglo_recipe_read(agglo_recipe *out, const char *path, const char *const *sets, size_t n_sets,
+                               agglo_err *err)
 {
     memset(out, 0, sizeof *out);
     if (agglo_arena_new(&out->arena, 0, err) != AGGLO_OK) {

@@ -26,7 +26,7 @@ typedef struct agglo_recipe_teacher {
     agglo_codec_id codec;
     double cosine; /* to keep, for codec klt */
     double summary_weight, spatial_weight;
-    int summary;      /* 0: proj, 1: preproj */
+    int summary; /* 0: proj, 1: preproj */
     bool spatial_norm;
     int pos_interp; /* 0: as the layout of the file says, 1: hub, 2: hf */
 } agglo_recipe_teacher;
@@ -37,11 +37,11 @@ typedef struct agglo_recipe_train {
     uint64_t seed;
     int64_t steps, batch, size;
     agglo_curve curve;
-    int precision;                          /* agglo_precision */
-    int64_t checkpoint_every, keep;         /* steps; how many checkpoints stay */
-    int64_t log_every;                      /* steps per line of metrics.jsonl */
-    int64_t window;                         /* shards among which samples are mixed */
-    const char *init; /* path of a run or weights to start from; NULL: random */
+    int precision;                  /* agglo_precision */
+    int64_t checkpoint_every, keep; /* steps; how many checkpoints stay */
+    int64_t log_every;              /* steps per line of metrics.jsonl */
+    int64_t window;                 /* shards among which samples are mixed */
+    const char *init;               /* path of a run or weights to start from; NULL: random */
 } agglo_recipe_train;
 
 /* For `agglo launch`. */
@@ -73,7 +73,8 @@ typedef struct agglo_recipe {
 
 /* Read, apply `--set KEY=VALUE` texts in order, check. AGGLO_E_CONFIG with one line. On failure nothing is held; on success the caller
  * frees with agglo_recipe_clear. */
-agglo_status agglo_recipe_read(agglo_recipe *out, const char *path, const char *const *sets, size_t n_sets, agglo_err *err);
+agglo_status agglo_recipe_read(agglo_recipe *out, const char *path, const char *const *sets, size_t n_sets,
+                               agglo_err *err);
 void agglo_recipe_clear(agglo_recipe *recipe); /* safe on a zeroed one */
 
 /* A student from a map of the fields that the section `student` takes (arch is required), `image` among them. AGGLO_E_CONFIG. */

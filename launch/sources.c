@@ -6,7 +6,8 @@
 #include "launch/train.h"
 
 /* The weights that the cache was made from against the file that the recipe names, when that file is here. */
-static agglo_status check_weights(const agglo_recipe_teacher *teacher, const agglo_cache_teacher *cached, agglo_err *err)
+static agglo_status check_weights(const agglo_recipe_teacher *teacher, const agglo_cache_teacher *cached,
+                                  agglo_err *err)
 {
     agglo_sha256 digest;
     char hex[65];
@@ -19,7 +20,8 @@ static agglo_status check_weights(const agglo_recipe_teacher *teacher, const agg
     }
     agglo_hex(digest.bytes, sizeof digest.bytes, hex);
     if (strcmp(hex, cached->weights) != 0) {
-        return agglo_fail(err, AGGLO_E_MISMATCH, "the cache was made from other weights: sha256 %.12s..., the recipe's %s has %.12s...",
+        return agglo_fail(err, AGGLO_E_MISMATCH,
+                          "the cache was made from other weights: sha256 %.12s..., the recipe's %s has %.12s...",
                           cached->weights, agglo_path_base(teacher->weights), hex);
     }
     return AGGLO_OK;
@@ -65,7 +67,8 @@ agglo_status agglo_sources_open(agglo_sources *out, const agglo_recipe *recipe, 
     out->views = agglo_recipe_group(recipe, &recipe->teachers[0]);
     for (size_t i = 0; i < recipe->n_teachers; i++) {
         if (agglo_recipe_group(recipe, &recipe->teachers[i]) != out->views) {
-            agglo_fail(err, AGGLO_E_CONFIG, "teachers '%s' and '%s' have different view groups; a student sees one at a time",
+            agglo_fail(err, AGGLO_E_CONFIG,
+                       "teachers '%s' and '%s' have different view groups; a student sees one at a time",
                        recipe->teachers[0].name, recipe->teachers[i].name);
             agglo_at(err, "%s", recipe->path);
             goto fail;

@@ -40,7 +40,8 @@ static agglo_status check_names(const agglo_recipe *recipe, const agglo_teach_ch
         if (!known) {
             nearest = agglo_nearest(choice->teachers[i], names, recipe->n_teachers);
             agglo_fail(err, AGGLO_E_CONFIG, "the recipe has no teacher '%s'%s%s%s", choice->teachers[i],
-                       nearest != NULL ? ", did you mean '" : "", nearest != NULL ? nearest : "", nearest != NULL ? "'?" : "");
+                       nearest != NULL ? ", did you mean '" : "", nearest != NULL ? nearest : "",
+                       nearest != NULL ? "'?" : "");
             return agglo_at(err, "%s", recipe->path);
         }
     }
@@ -65,9 +66,9 @@ static agglo_status leave_hint(const char *cache, const char *const *datasets, s
     return err->status;
 }
 
-static agglo_status run_one(const agglo_recipe *recipe, const agglo_recipe_teacher *teacher, const agglo_encoder *encoder,
-                            const agglo_teach_choice *choice, const target *t, uint64_t *first_slot, agglo_teach_result *out,
-                            agglo_err *err)
+static agglo_status run_one(const agglo_recipe *recipe, const agglo_recipe_teacher *teacher,
+                            const agglo_encoder *encoder, const agglo_teach_choice *choice, const target *t,
+                            uint64_t *first_slot, agglo_teach_result *out, agglo_err *err)
 {
     agglo_teach_options options = agglo_teach_options_default();
     agglo_teach_line *line = &out->lines[out->n_lines++];
@@ -93,7 +94,8 @@ static agglo_status run_one(const agglo_recipe *recipe, const agglo_recipe_teach
     options.first_slot = *first_slot;
     options.verify = choice->verify;
     *first_slot += agglo_teach_slots(t->dataset, recipe->n_groups);
-    agglo_log(AGGLO_LOG_DEBUG, "%s (%s) over %s", teacher->name, info->arch, t->val ? "the held-out set" : "the dataset");
+    agglo_log(AGGLO_LOG_DEBUG, "%s (%s) over %s", teacher->name, info->arch,
+              t->val ? "the held-out set" : "the dataset");
     return agglo_teach(t->dataset, encoder, &options, &line->report, err);
 }
 

@@ -57,7 +57,8 @@ static agglo_status hash_recipe(run *r, agglo_err *err)
     agglo_yaml tree = *r->recipe->tree, train;
     agglo_arena *arena = r->recipe->arena;
     agglo_yaml *items = agglo_arena_take(arena, tree.n + 1, sizeof *items, err), *train_items = NULL;
-    const char **keys = items != NULL ? agglo_arena_take(arena, tree.n + 1, sizeof *keys, err) : NULL, **train_keys = NULL;
+    const char **keys = items != NULL ? agglo_arena_take(arena, tree.n + 1, sizeof *keys, err) : NULL,
+               **train_keys = NULL;
     agglo_hash128 digest;
     char *text;
     size_t n = 0;
@@ -160,8 +161,8 @@ static agglo_status make_trainer(run *r, int64_t *resumed_from, agglo_err *err)
     for (size_t i = 0; i < r->sources.n_teachers; i++) {
         r->heads[i] = r->sources.teachers[i].head;
     }
-    if (agglo_trainer_new(&r->trainer, r->backend, &r->recipe->student, r->heads, r->sources.n_teachers, &r->recipe->trainer,
-                          err) != AGGLO_OK ||
+    if (agglo_trainer_new(&r->trainer, r->backend, &r->recipe->student, r->heads, r->sources.n_teachers,
+                          &r->recipe->trainer, err) != AGGLO_OK ||
         agglo_trainer_init(r->trainer, train->seed, err) != AGGLO_OK ||
         agglo_checkpoint_load(r->trainer, r->dir, r->recipe_hash, &found, err) != AGGLO_OK) {
         return err->status;
@@ -267,7 +268,8 @@ static agglo_status loop(run *r, agglo_train_result *out, agglo_err *err)
     agglo_progress_end(progress);
     out->steps = agglo_trainer_steps(r->trainer);
     out->seconds = agglo_now() - start;
-    out->images_per_s = (double)((out->steps - out->resumed_from) * train->batch) / (out->seconds > 1e-9 ? out->seconds : 1e-9);
+    out->images_per_s =
+        (double)((out->steps - out->resumed_from) * train->batch) / (out->seconds > 1e-9 ? out->seconds : 1e-9);
     out->wait_share = out->seconds > 1e-9 ? waited / out->seconds : 0;
     return err->status;
 }
@@ -288,8 +290,8 @@ static agglo_status finish(run *r, agglo_train_result *out, agglo_err *err)
     return err->status;
 }
 
-agglo_status agglo_run_train(const agglo_recipe *recipe, const char *dir, agglo_backend *backend, agglo_train_result *out,
-                             agglo_err *err)
+agglo_status agglo_run_train(const agglo_recipe *recipe, const char *dir, agglo_backend *backend,
+                             agglo_train_result *out, agglo_err *err)
 {
     run r = {.recipe = recipe, .dir = dir, .backend = backend, .lock = -1};
     char *metrics_path = NULL;
@@ -311,8 +313,7 @@ agglo_status agglo_run_train(const agglo_recipe *recipe, const char *dir, agglo_
         agglo_metrics_file_open(&r.metrics, metrics_path, out->resumed_from, err) != AGGLO_OK) {
         goto done;
     }
-    if (out->resumed_from < recipe->train.steps &&
-        (make_feed(&r, err) != AGGLO_OK || loop(&r, out, err) != AGGLO_OK)) {
+    if (out->resumed_from < recipe->train.steps && (make_feed(&r, err) != AGGLO_OK || loop(&r, out, err) != AGGLO_OK)) {
         goto done;
     }
     finish(&r, out, err);

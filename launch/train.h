@@ -22,14 +22,14 @@ typedef struct agglo_train_result {
     uint64_t n_bad;       /* slots with a picture or a record missing, in this process */
     double seconds;       /* of the loop, in this process */
     double images_per_s;
-    double wait_share;    /* of the loop's time spent waiting for data */
-    agglo_metrics last;   /* of the last step made here; n_teachers 0 when none was */
+    double wait_share;  /* of the loop's time spent waiting for data */
+    agglo_metrics last; /* of the last step made here; n_teachers 0 when none was */
 } agglo_train_result;
 
 /* Train, or go on where RUN stopped. One process at a time per RUN (a lock on RUN/.lock; AGGLO_E_IO names who is refused). A run that is
  * stopped by a signal writes a checkpoint first and returns AGGLO_E_STOPPED. */
-agglo_status agglo_run_train(const agglo_recipe *recipe, const char *run, agglo_backend *backend, agglo_train_result *out,
-                             agglo_err *err);
+agglo_status agglo_run_train(const agglo_recipe *recipe, const char *run, agglo_backend *backend,
+                             agglo_train_result *out, agglo_err *err);
 
 /* What training and evaluation read of one dataset and its cache, opened and checked against the recipe: every teacher of the recipe must be
  * in the cache, made from the weights that the recipe names (compared when the file is there) with the same codec, views and decoder. */

@@ -9,7 +9,7 @@ extern "C" {
 #endif
 
 typedef enum agglo_curve_kind {
-    AGGLO_CURVE_COSINE,   /* lr(t) = base / 2 * (1 + cos(pi t / T)), as timm's CosineLRScheduler with lr_min 0 (SGDR without restarts) */
+    AGGLO_CURVE_COSINE, /* lr(t) = base / 2 * (1 + cos(pi t / T)), as timm's CosineLRScheduler with lr_min 0 (SGDR without restarts) */
     AGGLO_CURVE_CONSTANT, /* base */
 } agglo_curve_kind;
 

@@ -33,8 +33,8 @@ static void permute_shards(agglo_order *order, uint64_t epoch)
     order->epoch = epoch;
 }
 
-agglo_status agglo_order_new(agglo_order **out, const uint32_t *counts, uint32_t n_shards, uint64_t seed, uint32_t window,
-                             agglo_err *err)
+agglo_status agglo_order_new(agglo_order **out, const uint32_t *counts, uint32_t n_shards, uint64_t seed,
+                             uint32_t window, agglo_err *err)
 {
     agglo_order *order = agglo_alloc(1, sizeof *order, err);
 

@@ -25,8 +25,8 @@ typedef struct agglo_place {
 } agglo_place;
 
 /* counts[n_shards]: samples of each shard, copied; zero is fine, all zero is AGGLO_E_DATA. window >= 1 shards. */
-agglo_status agglo_order_new(agglo_order **out, const uint32_t *counts, uint32_t n_shards, uint64_t seed, uint32_t window,
-                             agglo_err *err);
+agglo_status agglo_order_new(agglo_order **out, const uint32_t *counts, uint32_t n_shards, uint64_t seed,
+                             uint32_t window, agglo_err *err);
 void agglo_order_free(agglo_order *order);
 
 /* Samples of one epoch. */
