@@ -58,7 +58,7 @@ agglo_param *agglo_params_add(agglo_params *params, const char *name, int rank, 
     agglo_param *param;
     size_t n_elements = 1;
 
-    AGGLO_ASSERT(!params->allocated && rank >= 0 && rank <= AGGLO_MAX_RANK);
+    AGGLO_ASSERT(!params->allocated && rank >= 0 && rank <= AGGLO_MAX_RANK && init <= AGGLO_INIT_UNIFORM);
     AGGLO_ASSERT(strlen(name) < sizeof param->name && agglo_params_find(params, name) == NULL);
     for (int i = 0; i < rank; i++) {
         if (shape[i] < 1 || !agglo_size_mul(n_elements, (size_t)shape[i], &n_elements)) {
@@ -220,7 +220,6 @@ static float initial(const agglo_param *param, uint64_t seed, uint64_t name, uin
         draw(seed, name, i, 0, u);
         return (float)(scale * (2.0 * u[0] - 1.0));
     }
-    AGGLO_ASSERT(!"an initialisation");
     return 0.0f;
 }
 

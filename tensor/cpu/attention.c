@@ -46,12 +46,26 @@ static float exp_row(float *row, int64_t n, float shift)
     return sum;
 }
 
+/* In 16 lanes: compilers do not vectorise a plain running maximum, whose result depends on where a NaN comes. One that is missed here makes
+ * the sum a NaN all the same. */
 static float max_row(const float *row, int64_t n)
 {
-    float most = row[0];
+    float lane[16], most;
+    int64_t j = 0;
 
-#pragma omp simd reduction(max : most)
-    for (int64_t j = 0; j < n; j++) {
+    for (int l = 0; l < 16; l++) {
+        lane[l] = row[0];
+    }
+    for (; j + 16 <= n; j += 16) {
+        for (int l = 0; l < 16; l++) {
+            lane[l] = row[j + l] > lane[l] ? row[j + l] : lane[l];
+        }
+    }
+    most = row[0];
+    for (int l = 0; l < 16; l++) {
+        most = lane[l] > most ? lane[l] : most;
+    }
+    for (; j < n; j++) {
         most = row[j] > most ? row[j] : most;
     }
     return most;
