@@ -1,0 +1,166 @@
+/* Strict JSON over jansson; see json.h. */
+#include "base/json.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/hash.h"
+
+agglo_status agglo_json_parse(const char *text, size_t n_bytes, json_t **out, agglo_err *err)
+{
+    json_error_t error;
+
+    *out = json_loadb(text, n_bytes, JSON_REJECT_DUPLICATES, &error);
+    if (*out == NULL) {
+        return agglo_fail(err, json_error_code(&error) == json_error_out_of_memory ? AGGLO_E_MEMORY : AGGLO_E_DATA,
+                          "line %d column %d: %s", error.line, error.column, error.text);
+    }
+    return AGGLO_OK;
+}
+
+agglo_status agglo_json_read(const char *path, size_t max_bytes, json_t **out, agglo_err *err)
+{
+    char *text;
+    size_t n_bytes;
+
+    *out = NULL;
+    if (agglo_file_read(path, max_bytes, &text, &n_bytes, err) != AGGLO_OK) {
+        return err->status;
+    }
+    agglo_json_parse(text, n_bytes, out, err);
+    agglo_free(text);
+    if (err->status != AGGLO_OK) {
+        agglo_at(err, "%s", path);
+        agglo_doing(err, "cannot parse JSON");
+    }
+    return err->status;
+}
+
+static agglo_status dump(const json_t *value, size_t flags, char **out, agglo_err *err)
+{
+    *out = json_dumps(value, flags | JSON_ENCODE_ANY | JSON_REAL_PRECISION(17));
+    return *out != NULL ? AGGLO_OK : agglo_fail(err, AGGLO_E_MEMORY, "out of memory printing JSON");
+}
+
+agglo_status agglo_json_write(const char *path, const json_t *value, agglo_err *err)
+{
+    char *text, *line = NULL;
+
+    if (dump(value, JSON_INDENT(2), &text, err) != AGGLO_OK) {
+        return err->status;
+    }
+    line = agglo_format(err, "%s\n", text);
+    free(text);
+    if (line != NULL) {
+        agglo_file_write(path, line, strlen(line), err);
+    }
+    agglo_free(line);
+    return err->status;
+}
+
+char *agglo_json_line(const json_t *value, agglo_err *err)
+{
+    char *text, *copy;
+
+    if (dump(value, JSON_COMPACT, &text, err) != AGGLO_OK) {
+        return NULL;
+    }
+    copy = agglo_strdup(text, err);
+    free(text);
+    return copy;
+}
+
+static const char *type_name(json_type type)
+{
+    static const char *const names[] = {"an object", "a list", "a string", "an integer",
+                                        "a number",  "true",   "false",    "null"};
+
+    return names[type];
+}
+
+/* The member, or an error that names the key, and what was found where something else is needed. */
+static const json_t *member(const json_t *object, const char *key, bool fits, const char *expected, agglo_err *err)
+{
+    const json_t *value = json_object_get(object, key);
+
+    if (value == NULL) {
+        agglo_fail(err, AGGLO_E_DATA, "key '%s' is missing", key);
+    } else if (!fits) {
+        agglo_fail(err, AGGLO_E_DATA, "key '%s' is %s, expected %s", key, type_name(json_typeof(value)), expected);
+        value = NULL;
+    }
+    return value;
+}
+
+#define GET(test, expected) member(object, key, test(json_object_get(object, key)), expected, err)
+
+agglo_status agglo_json_get_string(const json_t *object, const char *key, const char **out, agglo_err *err)
+{
+    const json_t *value = GET(json_is_string, "a string");
+
+    if (value != NULL) {
+        *out = json_string_value(value);
+    }
+    return err->status;
+}
+
+agglo_status agglo_json_get_int(const json_t *object, const char *key, int64_t min, int64_t max, int64_t *out,
+                                agglo_err *err)
+{
+    const json_t *value = GET(json_is_integer, "an integer");
+    int64_t number;
+
+    if (value == NULL) {
+        return err->status;
+    }
+    number = json_integer_value(value);
+    if (number < min || number > max) {
+        return agglo_fail(err, AGGLO_E_DATA, "key '%s' is %lld, allowed are %lld to %lld", key, (long long)number,
+                          (long long)min, (long long)max);
+    }
+    *out = number;
+    return AGGLO_OK;
+}
+
+agglo_status agglo_json_get_double(const json_t *object, const char *key, double *out, agglo_err *err)
+{
+    const json_t *value = GET(json_is_number, "a number");
+
+    if (value != NULL) {
+        *out = json_number_value(value);
+    }
+    return err->status;
+}
+
+agglo_status agglo_json_get_bool(const json_t *object, const char *key, bool *out, agglo_err *err)
+{
+    const json_t *value = GET(json_is_boolean, "true or false");
+
+    if (value != NULL) {
+        *out = json_is_true(value);
+    }
+    return err->status;
+}
+
+agglo_status agglo_json_get_object(const json_t *object, const char *key, const json_t **out, agglo_err *err)
+{
+    *out = GET(json_is_object, "an object");
+    return err->status;
+}
+
+agglo_status agglo_json_get_array(const json_t *object, const char *key, const json_t **out, agglo_err *err)
+{
+    *out = GET(json_is_array, "a list");
+    return err->status;
+}
+
+agglo_status agglo_json_get_hex(const json_t *object, const char *key, uint8_t *out, size_t n, agglo_err *err)
+{
+    const char *text;
+
+    if (agglo_json_get_string(object, key, &text, err) == AGGLO_OK &&
+        (strlen(text) != 2 * n || !agglo_unhex(text, out, n))) {
+        agglo_fail(err, AGGLO_E_DATA, "key '%s' is not %zu hex digits", key, 2 * n);
+    }
+    return err->status;
+}
