@@ -1,0 +1,110 @@
+/* The registry against the published sizes (parameters and multiply-accumulates of the vision towers), and its refusals. */
+#include <math.h>
+
+#include "teachers/registry.h"
+#include "tests/support/support.h"
+
+static void published_sizes(void **state)
+{
+    static const struct {
+        const char *name;
+        int64_t params;
+        int size;
+        double gmac;
+    } table[] = {
+        {"clip-vit-base-32", 87849216, 224, 4.41},      {"clip-vit-base-16", 86192640, 224, 17.56},
+        {"clip-vit-large-14", 303966208, 224, 81.01},   {"clip-vit-huge-14", 632076800, 224, 167.30},
+        {"clip-vit-giant-14", 1012645632, 224, 267.03}, {"clip-vit-bigg-14", 1844907264, 224, 483.75},
+        {"dinov2-small", 22056576, 224, 6.12},          {"dinov2-base", 86580480, 518, 151.57},
+        {"dinov2-large", 304368640, 224, 81.01},        {"dinov2-giant", 1136480768, 224, 299.39},
+        {"dinov2-small-reg", 22058112, 224, 6.23},      {"dinov2-base-reg", 86583552, 518, 152.12},
+        {"dinov2-large-reg", 304372736, 518, 508.55},   {"dinov2-giant-reg", 1136486912, 518, 1789.22},
+    };
+    agglo_err err = {0};
+    size_t n = 0;
+
+    (void)state;
+    while (agglo_teacher_name_at(n) != NULL) {
+        n++;
+    }
+    assert_int_equal(n, AGGLO_COUNT(table));
+    for (size_t i = 0; i < AGGLO_COUNT(table); i++) {
+        agglo_teacher_config c;
+
+        assert_ok(agglo_teacher_named(table[i].name, &c, &err));
+        assert_int_equal(agglo_teacher_params(&c), table[i].params);
+        assert_true(fabs(agglo_teacher_gmac(&c, table[i].size, table[i].size) - table[i].gmac) < 0.0051);
+        assert_ok(agglo_teacher_check(&c, &err));
+        assert_string_equal(c.arch, table[i].name); /* its own shapes lead back to its name */
+        assert_int_equal(c.heads, agglo_teacher_heads_of(c.family, c.dim));
+        assert_false(agglo_teacher_is_family(table[i].name));
+    }
+    assert_true(agglo_teacher_is_family("clip") && agglo_teacher_is_family("dinov2"));
+}
+
+static void families(void **state)
+{
+    agglo_teacher_config c;
+    agglo_err err = {0};
+
+    (void)state;
+    assert_ok(agglo_teacher_named("dinov2", &c, &err));
+    assert_ok(agglo_teacher_set(&c, "dim", "128", &err));
+    assert_int_equal(c.heads, 2);
+    assert_int_equal(c.mlp_dim, 512);
+    assert_ok(agglo_teacher_set(&c, "heads", "4", &err));
+    assert_ok(agglo_teacher_set(&c, "mlp", "swiglu", &err));
+    assert_ok(agglo_teacher_set(&c, "registers", "4", &err));
+    assert_ok(agglo_teacher_set(&c, "layer_norm_eps", "1e-5", &err));
+    assert_ok(agglo_teacher_check(&c, &err));
+    assert_string_equal(c.arch, "dinov2-128x2-p8-reg");
+    assert_true(c.swiglu && c.norm_eps == 1e-5f);
+}
+
+static void refusals(void **state)
+{
+    agglo_teacher_config c, ok;
+    agglo_err err = {0};
+
+    (void)state;
+    assert_fails(agglo_teacher_named("clip-vit-huge-41", &c, &err), AGGLO_E_CONFIG, "clip-vit-huge-14");
+    assert_ok(agglo_teacher_named("clip", &ok, &err));
+    c = ok;
+    assert_fails(agglo_teacher_set(&c, "dims", "64", &err), AGGLO_E_CONFIG, "\"dim\"");
+    assert_fails(agglo_teacher_set(&c, "dim", "64x", &err), AGGLO_E_CONFIG, "64x");
+    assert_fails(agglo_teacher_set(&c, "depth", "-2", &err), AGGLO_E_CONFIG, "depth");
+    assert_fails(agglo_teacher_set(&c, "act", "relu", &err), AGGLO_E_CONFIG, "quick_gelu");
+    assert_fails(agglo_teacher_set(&c, "mlp", "moe", &err), AGGLO_E_CONFIG, "swiglu");
+    assert_fails(agglo_teacher_set(&c, "layer_norm_eps", "nan", &err), AGGLO_E_CONFIG, "layer_norm_eps");
+    c.heads = 3;
+    assert_fails(agglo_teacher_check(&c, &err), AGGLO_E_CONFIG, "heads 3");
+    c = ok;
+    c.image = 63;
+    assert_fails(agglo_teacher_check(&c, &err), AGGLO_E_CONFIG, "patch");
+    c = ok;
+    c.registers = 4;
+    assert_fails(agglo_teacher_check(&c, &err), AGGLO_E_CONFIG, "registers");
+    c = ok;
+    c.depth = 0;
+    assert_fails(agglo_teacher_check(&c, &err), AGGLO_E_CONFIG, "depth");
+    c = ok;
+    c.swiglu = true;
+    assert_fails(agglo_teacher_check(&c, &err), AGGLO_E_CONFIG, "swiglu");
+    c = ok;
+    c.std[1] = 0.0f;
+    assert_fails(agglo_teacher_check(&c, &err), AGGLO_E_CONFIG, "std");
+    assert_fails(agglo_teacher_matches(&ok, "dinov2", &err), AGGLO_E_MISMATCH, "family");
+    assert_fails(agglo_teacher_matches(&ok, "clip-vit-base-32", &err), AGGLO_E_MISMATCH, "dim 64");
+    assert_ok(agglo_teacher_matches(&ok, "clip", &err));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(published_sizes),
+        cmocka_unit_test(families),
+        cmocka_unit_test(refusals),
+    };
+
+    return test_run("registry", tests);
+}
