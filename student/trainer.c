@@ -397,7 +397,7 @@ static void update(agglo_trainer *trainer, double lr, double norm)
 
 agglo_status agglo_trainer_step(agglo_trainer *trainer, const agglo_batch *batch, agglo_metrics *out, agglo_err *err)
 {
-    double norm;
+    double norm = 0.0;
 
     AGGLO_ASSERT(trainer->student->trained && batch->plan.step == trainer->n_steps);
     if (plan(trainer, batch, true, err) != AGGLO_OK) {
