@@ -55,12 +55,15 @@ const agglo_cache_group *agglo_cache_group_at(const agglo_cache *cache, size_t i
 size_t agglo_cache_units(const agglo_cache *cache);
 const agglo_manifest *agglo_cache_unit_at(const agglo_cache *cache, size_t i);
 
+/* Manifests that could not be read when the cache was opened; each was logged, and its unit counts as not there. */
+size_t agglo_cache_damaged(const agglo_cache *cache);
+
 /* Copy one record's bytes into *buffer (grown with agglo_realloc; *capacity kept) and parse it. Thread-safe. The unit that holds `view` is
- * found among the finished ones; expected (NULL: not compared) is checked when the unit is opened.
+ * found among the finished ones; its provenance is compared with `expected` (NULL: not compared) in every call, its file hashed once.
  * AGGLO_E_NOT_FOUND: no unit, or no such record. */
-agglo_status agglo_cache_read(agglo_cache *cache, const char *teacher, const char *group, uint32_t shard, uint32_t ordinal,
-                              int view, const agglo_provenance *expected, uint8_t **buffer, size_t *capacity,
-                              agglo_record *out, agglo_err *err);
+agglo_status agglo_cache_read(agglo_cache *cache, const char *teacher, const char *group, uint32_t shard,
+                              uint32_t ordinal, int view, const agglo_provenance *expected, uint8_t **buffer,
+                              size_t *capacity, agglo_record *out, agglo_err *err);
 
 #ifdef __cplusplus
 }

@@ -27,13 +27,13 @@ agglo_codec_id agglo_codec_of(const char *name);
 
 /* What a record says of itself. */
 typedef struct agglo_record_info {
-    agglo_codec_id codec;         /* of the spatial payload; summaries are F16, or F32 under codec fp32 */
+    agglo_codec_id codec; /* of the spatial payload; summaries are F16, or F32 under codec fp32 */
     uint16_t grid_h, grid_w;
     uint16_t summary_dim, spatial_dim;
-    int32_t x, y, w, h;           /* the view's box in the upright image */
+    int32_t x, y, w, h; /* the view's box in the upright image */
     bool flip;
-    uint16_t input_w, input_h;    /* what the teacher was shown, pixels */
-    uint64_t pixel_hash;          /* agglo_pixel_hash of that */
+    uint16_t input_w, input_h; /* what the teacher was shown, pixels */
+    uint64_t pixel_hash;       /* agglo_pixel_hash of that */
 } agglo_record_info;
 
 /* A parsed record; payloads borrowed from the bytes it was parsed from. Alignment of payloads is not guaranteed. */
@@ -48,8 +48,8 @@ size_t agglo_record_max_bytes(const agglo_record_info *info);
 
 /* Encode summary[summary_dim] and spatial[grid_h * grid_w * spatial_dim] into out; *n_bytes is set. AGGLO_E_DATA if a value is not finite, or
  * does not fit the codec (|x| > 65504 under fp16); WHERE names token and channel. */
-agglo_status agglo_record_encode(const agglo_record_info *info, const float *summary, const float *spatial, uint8_t *out,
-                                 size_t *n_bytes, agglo_err *err);
+agglo_status agglo_record_encode(const agglo_record_info *info, const float *summary, const float *spatial,
+                                 uint8_t *out, size_t *n_bytes, agglo_err *err);
 
 /* Parse and verify the checksum. AGGLO_E_DATA. */
 agglo_status agglo_record_parse(agglo_bytes bytes, agglo_record *out, agglo_err *err);

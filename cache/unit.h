@@ -30,8 +30,8 @@ typedef struct agglo_provenance {
     char views[33];      /* view parameters of the group */
     char preprocess[33]; /* input size, filter, mean and std, feature options */
     char decoder[33];
-    char weights[65];    /* sha256 of the teacher's weights */
-    char transform[65];  /* of the fitted codec, "" for plain ones */
+    char weights[65];   /* sha256 of the teacher's weights */
+    char transform[65]; /* of the fitted codec, "" for plain ones */
     char codec[16];
 } agglo_provenance;
 
@@ -43,8 +43,8 @@ typedef struct agglo_manifest {
     agglo_provenance provenance;
     uint64_t n_records;
     uint32_t first_ordinal, last_ordinal;
-    uint32_t n_skipped;      /* samples of the shard that could not be rendered (named in the manifest) */
-    uint64_t payload_bytes;  /* sum of record sizes */
+    uint32_t n_skipped;     /* samples of the shard that could not be rendered (named in the manifest) */
+    uint64_t payload_bytes; /* sum of record sizes */
     uint64_t file_bytes;
     agglo_hash128 file_hash; /* xxh3-128 of the whole LMDB file */
 } agglo_manifest;
@@ -55,11 +55,12 @@ typedef struct agglo_unit_writer agglo_unit_writer;
 
 /* Begin a unit under CACHE (directories are made). scratch: directory for the LMDB file while it is written (NULL: beside its target).
  * max_record_bytes and max_records bound the map. */
-agglo_status agglo_unit_writer_new(agglo_unit_writer **out, const char *cache, const char *scratch, const agglo_unit_id *id,
-                                   const agglo_provenance *provenance, size_t max_record_bytes, uint64_t max_records,
-                                   agglo_err *err);
+agglo_status agglo_unit_writer_new(agglo_unit_writer **out, const char *cache, const char *scratch,
+                                   const agglo_unit_id *id, const agglo_provenance *provenance, size_t max_record_bytes,
+                                   uint64_t max_records, agglo_err *err);
 /* Records in ascending order of (ordinal, view). */
-agglo_status agglo_unit_writer_put(agglo_unit_writer *writer, uint32_t ordinal, int view, agglo_bytes record, agglo_err *err);
+agglo_status agglo_unit_writer_put(agglo_unit_writer *writer, uint32_t ordinal, int view, agglo_bytes record,
+                                   agglo_err *err);
 /* A sample that gives no record, with its reason; goes into the manifest. */
 agglo_status agglo_unit_writer_skip(agglo_unit_writer *writer, uint32_t ordinal, const char *key, const char *reason,
                                     agglo_err *err);
@@ -77,8 +78,8 @@ typedef struct agglo_unit agglo_unit;
 
 /* Open: manifest, provenance (NULL: not compared), then the whole file hashed before LMDB maps it (verify_hash; the first reader of a
  * process should). Read-only, no locks. Any number of threads may get from it. */
-agglo_status agglo_unit_open(agglo_unit **out, const char *cache, const agglo_unit_id *id, const agglo_provenance *expected,
-                             bool verify_hash, agglo_err *err);
+agglo_status agglo_unit_open(agglo_unit **out, const char *cache, const agglo_unit_id *id,
+                             const agglo_provenance *expected, bool verify_hash, agglo_err *err);
 void agglo_unit_close(agglo_unit *unit);
 const agglo_manifest *agglo_unit_manifest(const agglo_unit *unit);
 
@@ -87,7 +88,8 @@ agglo_status agglo_unit_get(const agglo_unit *unit, uint32_t ordinal, int view, 
 
 /* All records in key order. */
 agglo_status agglo_unit_each(const agglo_unit *unit,
-                             agglo_status (*visit)(void *context, uint32_t ordinal, int view, agglo_bytes record, agglo_err *err),
+                             agglo_status (*visit)(void *context, uint32_t ordinal, int view, agglo_bytes record,
+                                                   agglo_err *err),
                              void *context, agglo_err *err);
 
 /* Everything there is to check: file hash, key order and range, count, every record's checksum and geometry. */
