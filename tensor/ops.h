@@ -35,7 +35,8 @@ void agglo_linear_bwd_weight(agglo_backend *be, const agglo_tensor *d_y, const a
 /* y = act(x), any shape; y may be x. */
 void agglo_activate(agglo_backend *be, agglo_act act, const agglo_tensor *x, agglo_tensor *y);
 /* d_x = d_y * act'(x); d_x may be d_y. */
-void agglo_activate_bwd(agglo_backend *be, agglo_act act, const agglo_tensor *x, const agglo_tensor *d_y, agglo_tensor *d_x);
+void agglo_activate_bwd(agglo_backend *be, agglo_act act, const agglo_tensor *x, const agglo_tensor *d_y,
+                        agglo_tensor *d_x);
 
 /* SwiGLU: y[M,H] = silu(u[M,0:H]) * u[M,H:2H] (DINOv2 g). */
 void agglo_swiglu(agglo_backend *be, const agglo_tensor *u, agglo_tensor *y);
@@ -69,15 +70,16 @@ void agglo_patchify(agglo_backend *be, const agglo_tensor *pixels, const float m
 
 /* y[B,P+n,C]: the P rows of prefix[P,C] for every image, then patches[B,n,C] + pos[n,C] (pos optional, also [B,n,C]: one table per
  * image). prefix is NULL when P is 0. */
-void agglo_tokens_join(agglo_backend *be, const agglo_tensor *prefix, const agglo_tensor *patches, const agglo_tensor *pos,
-                       agglo_tensor *y);
+void agglo_tokens_join(agglo_backend *be, const agglo_tensor *prefix, const agglo_tensor *patches,
+                       const agglo_tensor *pos, agglo_tensor *y);
 /* d_prefix[P,C] += , d_patches[B,n,C] = , d_pos += (each optional). */
 void agglo_tokens_join_bwd(agglo_backend *be, const agglo_tensor *d_y, agglo_tensor *d_prefix, agglo_tensor *d_patches,
                            agglo_tensor *d_pos);
 
 /* y[B,n,C] = x[B,first..first+n,C]; and its transpose: d_x rows first.. get d_y (written or added), others are left alone. */
 void agglo_tokens_slice(agglo_backend *be, const agglo_tensor *x, int64_t first, agglo_tensor *y);
-void agglo_tokens_slice_bwd(agglo_backend *be, const agglo_tensor *d_y, int64_t first, bool accumulate, agglo_tensor *d_x);
+void agglo_tokens_slice_bwd(agglo_backend *be, const agglo_tensor *d_y, int64_t first, bool accumulate,
+                            agglo_tensor *d_x);
 
 /* y[B,C] = mean over tokens of x[B,n,C]; d_x (+)= d_y / n. */
 void agglo_tokens_mean(agglo_backend *be, const agglo_tensor *x, agglo_tensor *y);
@@ -115,8 +117,8 @@ typedef struct agglo_adamw_config {
     int64_t step;
 } agglo_adamw_config;
 
-void agglo_adamw(agglo_backend *be, const agglo_adamw_config *config, agglo_tensor *p, const agglo_tensor *g, agglo_tensor *m,
-                 agglo_tensor *v);
+void agglo_adamw(agglo_backend *be, const agglo_adamw_config *config, agglo_tensor *p, const agglo_tensor *g,
+                 agglo_tensor *m, agglo_tensor *v);
 
 /* out[0] += sum of squares of x (F32, fixed tree). */
 void agglo_sum_squares(agglo_backend *be, const agglo_tensor *x, agglo_tensor *out);

@@ -55,8 +55,8 @@ agglo_status agglo_params_init(agglo_params *params, uint64_t seed, agglo_err *e
 agglo_status agglo_params_load(agglo_params *params, const agglo_safetensors *st, agglo_err *err);
 
 /* Rows [first_row, first_row + rows of the tensor) of a 1-D or 2-D parameter from one tensor of a file (fused qkv from q, k, v). */
-agglo_status agglo_param_load_rows(agglo_params *params, agglo_param *param, int64_t first_row, const agglo_st_tensor *tensor,
-                                   agglo_err *err);
+agglo_status agglo_param_load_rows(agglo_params *params, agglo_param *param, int64_t first_row,
+                                   const agglo_st_tensor *tensor, agglo_err *err);
 
 /* Set all gradients to zero. */
 void agglo_params_zero_grad(agglo_params *params);

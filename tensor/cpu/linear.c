@@ -5,21 +5,21 @@
  */
 #include "tensor/cpu/cpu_impl.h"
 
-#define TILE_ROWS 256 /* rows per product: enough to pay for packing the weights again */
-#define TILE_COLS 128 /* the least worth a product of its own */
-#define MIN_TASKS 16  /* cut columns too when there are fewer row tiles than this */
-#define WIDE_COLS                                                                                                      \
-    512 /* columns of d_y per weight-gradient product; oneDNN is slow on narrower ones when the rows are strided */
-#define BIAS_ROWS 256 /* rows summed in float before they go to a double */
+#define TILE_ROWS     256 /* rows per product: enough to pay for packing the weights again */
+#define TILE_COLS     128 /* the least worth a product of its own */
+#define MIN_TASKS     16  /* cut columns too when there are fewer row tiles than this */
+#define WEIGHT_ROWS   128 /* rows of d_w per task */
+#define PACKED_COLS   256 /* rows of d_y that are transposed at a time */
+#define PACKED_STRIDE 272 /* not a power of two: rows of a block must not fall on the same cache sets */
 
 /* A matrix cut into tiles of rows x cols. */
 typedef struct tiling {
     int64_t m, n, tile_m, tile_n, n_m, n_n;
 } tiling;
 
-static tiling cut(int64_t m, int64_t n)
+static tiling cut(int64_t m, int64_t n, int64_t tile_rows)
 {
-    tiling t = {m, n, agglo_min(m, TILE_ROWS), n, 0, 0};
+    tiling t = {m, n, agglo_min(m, tile_rows), n, 0, 0};
 
     t.n_m = agglo_ceil_div(m, t.tile_m);
     t.tile_m = agglo_ceil_div(m, t.n_m); /* even tiles */
@@ -75,8 +75,8 @@ static void linear(agglo_backend *be, const agglo_tensor *x, const agglo_tensor 
                    agglo_act act, agglo_tensor *pre, agglo_tensor *y)
 {
     int64_t k = w->shape[1], n = w->shape[0], m = agglo_tensor_count(x) / k;
-    linear_work job = {cut(m, n), k,  x->data, w->data, b == NULL ? NULL : b->data, pre == NULL ? NULL : pre->data,
-                       y->data,   act};
+    linear_work job = {cut(m, n, TILE_ROWS),           k,       x->data, w->data, b == NULL ? NULL : b->data,
+                       pre == NULL ? NULL : pre->data, y->data, act};
 
     agglo_pool_for(be->pool, job.tiles.n_m * job.tiles.n_n, linear_tile, &job);
 }
@@ -103,64 +103,63 @@ static void linear_bwd_input(agglo_backend *be, const agglo_tensor *d_y, const a
                              agglo_tensor *d_x)
 {
     int64_t k = w->shape[1], n = w->shape[0], m = agglo_tensor_count(d_y) / n;
-    input_work job = {cut(m, k), n, d_y->data, w->data, d_x->data, accumulate ? 1.0f : 0.0f};
+    input_work job = {cut(m, k, TILE_ROWS), n, d_y->data, w->data, d_x->data, accumulate ? 1.0f : 0.0f};
 
     agglo_pool_for(be->pool, job.tiles.n_m * job.tiles.n_n, input_tile, &job);
 }
 
 typedef struct weight_work {
+    agglo_backend *be;
     tiling tiles; /* of d_w[N,K] */
     int64_t m;
     const float *d_y, *x;
     float *d_w, *d_b;
 } weight_work;
 
-/* Sums of columns [n0, n0 + n) of d_y over all rows: blocks in float, their totals in double. */
-static void add_column_sums(const weight_work *job, int64_t n0, int64_t n, float *block, double *total)
+/* out[j][i] = d_y[i][j] for m rows and n columns. */
+static void transpose(int64_t m, int64_t n, const float *d_y, int64_t stride, float *out)
 {
-    int64_t stride = job->tiles.m;
-
-    for (int64_t j = 0; j < n; j++) {
-        total[j] = 0.0;
-    }
-    for (int64_t i0 = 0; i0 < job->m; i0 += BIAS_ROWS) {
-        int64_t i1 = agglo_min(i0 + BIAS_ROWS, job->m);
+    for (int64_t i0 = 0; i0 < m; i0 += 16) {
+        int64_t i1 = agglo_min(i0 + 16, m);
 
         for (int64_t j = 0; j < n; j++) {
-            block[j] = 0.0f;
-        }
-        for (int64_t i = i0; i < i1; i++) {
-            const float *row = job->d_y + i * stride + n0;
-
-            for (int64_t j = 0; j < n; j++) {
-                block[j] += row[j];
+            for (int64_t i = i0; i < i1; i++) {
+                out[j * PACKED_STRIDE + i] = d_y[i * stride + j];
             }
         }
-        for (int64_t j = 0; j < n; j++) {
-            total[j] += (double)block[j];
-        }
-    }
-    for (int64_t j = 0; j < n; j++) {
-        job->d_b[n0 + j] = (float)((double)job->d_b[n0 + j] + total[j]);
     }
 }
 
+/* A strided, transposed left operand makes oneDNN half as fast: blocks of d_y are transposed into scratch first, where their column
+ * sums are row sums. Blocks are added in order of rows. */
 static void weight_tile(void *context, int64_t index, int worker)
 {
     const weight_work *job = context;
     tile at = tile_at(&job->tiles, index);
     int64_t n = job->tiles.m, k = job->tiles.n;
+    float *packed = agglo_cpu_worker(job->be, worker);
+    double sums[WEIGHT_ROWS] = {0};
+    bool bias = job->d_b != NULL && at.n0 == 0;
 
-    (void)worker;
-    agglo_cpu_sgemm(true, false, at.m, at.n, job->m, 1.0f, job->d_y + at.m0, n, job->x + at.n0, k, 1.0f,
-                    job->d_w + at.m0 * k + at.n0, k);
-    if (job->d_b != NULL && at.n0 == 0) {
-        for (int64_t i = 0; i < at.m; i += TILE_COLS) {
-            float block[TILE_COLS];
-            double total[TILE_COLS];
+    for (int64_t m0 = 0; m0 < job->m; m0 += PACKED_COLS) {
+        int64_t m = agglo_min(PACKED_COLS, job->m - m0);
 
-            add_column_sums(job, at.m0 + i, agglo_min(TILE_COLS, at.m - i), block, total);
+        transpose(m, at.m, job->d_y + m0 * n + at.m0, n, packed);
+        agglo_cpu_sgemm(false, false, at.m, at.n, m, 1.0f, packed, PACKED_STRIDE, job->x + m0 * k + at.n0, k, 1.0f,
+                        job->d_w + at.m0 * k + at.n0, k);
+        for (int64_t j = 0; bias && j < at.m; j++) {
+            const float *row = packed + j * PACKED_STRIDE;
+            float sum = 0.0f;
+
+#pragma omp simd reduction(+ : sum)
+            for (int64_t i = 0; i < m; i++) {
+                sum += row[i];
+            }
+            sums[j] += (double)sum;
         }
+    }
+    for (int64_t j = 0; bias && j < at.m; j++) {
+        job->d_b[at.m0 + j] = (float)((double)job->d_b[at.m0 + j] + sums[j]);
     }
 }
 
@@ -168,16 +167,11 @@ static void linear_bwd_weight(agglo_backend *be, const agglo_tensor *d_y, const 
                               agglo_tensor *d_b)
 {
     int64_t n = d_w->shape[0], k = d_w->shape[1], m = agglo_tensor_count(x) / k;
-    weight_work job = {cut(n, k), m, d_y->data, x->data, d_w->data, d_b == NULL ? NULL : d_b->data};
+    weight_work job = {be, cut(n, k, WEIGHT_ROWS), m, d_y->data, x->data, d_w->data, d_b == NULL ? NULL : d_b->data};
 
-    if (n > WIDE_COLS) {
-        job.tiles.tile_m = WIDE_COLS;
-        job.tiles.n_m = agglo_ceil_div(n, WIDE_COLS);
-        job.tiles.n_n = agglo_min(agglo_ceil_div(MIN_TASKS, job.tiles.n_m), agglo_ceil_div(k, TILE_COLS));
-        job.tiles.tile_n = agglo_ceil_div(agglo_ceil_div(k, job.tiles.n_n), 16) * 16;
-        job.tiles.n_n = agglo_ceil_div(k, job.tiles.tile_n);
+    if (agglo_cpu_reserve(be, 0, WEIGHT_ROWS * PACKED_STRIDE * sizeof(float))) {
+        agglo_pool_for(be->pool, job.tiles.n_m * job.tiles.n_n, weight_tile, &job);
     }
-    agglo_pool_for(be->pool, job.tiles.n_m * job.tiles.n_n, weight_tile, &job);
 }
 
 void AGGLO_CPU_NAME(linear_ops)(agglo_backend_ops *ops)

@@ -93,7 +93,8 @@ static void test_backend_by_name(void **state)
     assert_null(be);
     assert_fails(agglo_backend_open(&be, "cuda:", 1, &err), AGGLO_E_CONFIG, "cuda:");
     assert_fails(agglo_backend_open(&be, "cuda:x", 1, &err), AGGLO_E_CONFIG, "cuda:x");
-    assert_fails(agglo_backend_open(&be, "cuda:0", 1, &err), AGGLO_E_UNSUPPORTED, "this build has no CUDA backend (cuda:0)");
+    assert_fails(agglo_backend_open(&be, "cuda:0", 1, &err), AGGLO_E_UNSUPPORTED,
+                 "this build has no CUDA backend (cuda:0)");
     agglo_backend_free(NULL);
 }
 
