@@ -1,0 +1,42 @@
+# Help, versions, and wrong usage: one line, exit status 2, and the nearest name where there is one.
+"$agglo" --help >help
+for command in ingest teach train 'eval knn' 'eval distill' 'inspect dataset' 'inspect cache' 'inspect weights' 'weights init'; do
+  grep -qF "  $command" help || fail "help has no '$command'"
+  "$agglo" $command --help >one
+  grep -q '^usage: agglo '"$command" one || fail "'$command --help' has no usage"
+  grep -q '^example:' one || fail "'$command --help' has no example"
+done
+
+"$agglo" --version >version
+grep -q '^agglo [0-9]' version || fail "no version"
+"$agglo" --version --json >version.json
+for library in onednn lmdb libjpeg-turbo libwebp libspng libarchive zstd; do
+  grep -q "\"$library\": \"[0-9]" version.json || fail "no version of $library"
+done
+
+expect 2 "unknown command 'ingets', did you mean 'ingest'?" "$agglo" ingets
+expect 2 "'agglo inspect' takes one of: dataset, cache, weights" "$agglo" inspect
+expect 2 "'agglo eval' takes one of: knn, distill; not 'speed'" "$agglo" eval speed
+expect 2 "unknown option '--shard-sample', did you mean '--shard-samples'?" "$agglo" ingest x.tar --shard-sample 3
+expect 2 "--out DATASET is missing" "$agglo" ingest x.tar
+expect 2 "an argument is missing" "$agglo" train
+expect 2 "too many arguments" "$agglo" train a b
+expect 2 "--shard-samples takes a whole number, not 'many'" "$agglo" ingest x.tar --out d --shard-samples many
+expect 2 "--shard-samples must lie in 1..1000000000, not 0" "$agglo" ingest x.tar --out d --shard-samples 0
+expect 2 "--verify takes full|header, not 'half'" "$agglo" ingest x.tar --out d --verify half
+expect 2 "--part takes I/N with 1 <= I <= N, not '3/2'" "$agglo" teach r.yaml --part 3/2
+expect 2 "--sample" "$agglo" inspect dataset d --png x.png
+expect 2 "unknown architecture 'vit-smal-16', did you mean 'vit-small-16'?" "$agglo" weights init vit-smal-16 --out w.safetensors
+[ ! -e d ] || fail "wrong usage started something"
+
+# global options stand before or after the command
+"$agglo" -q weights init vit --set dim=32 --set depth=1 --set heads=2 --set patch=8 --set image=32 --seed 7 --out a.safetensors
+"$agglo" weights init vit --set dim=32 --set depth=1 --set heads=2 --set patch=8 --set image=32 --seed 7 --out b.safetensors --json >init.json
+[ "$(value init.json seed)" = 7 ] || fail "no seed"
+same a.safetensors b.safetensors
+"$agglo" weights init clip --set dim=64 --set depth=1 --set patch=8 --set image=32 --set proj=16 --seed 1 --out c.safetensors
+"$agglo" inspect weights c.safetensors --json >c.json
+[ "$(value c.json kind)" = teacher ] || fail "not a teacher"
+[ "$(value c.json config dim)" = 64 ] || fail "wrong dim"
+"$agglo" inspect weights a.safetensors >a.txt
+grep -q 'a.safetensors: student vit' a.txt || fail "not a student: $(cat a.txt)"
