@@ -244,7 +244,7 @@ static agglo_status fetch(agglo_feed *feed, worker *w, job *j, agglo_err *err)
     agglo_sample sample;
     agglo_view view;
     agglo_status status;
-    int view_index;
+    int view_index = 0;
     bool check = to_be_checked(feed, place->index);
 
     AGGLO_ASSERT(place->view == AGGLO_VIEW_OF_EPOCH || (place->view >= 0 && place->view < config->views.count));

@@ -117,9 +117,31 @@ static double loss_at(agglo_trainer *trainer, const agglo_batch *batch)
     return metrics.loss;
 }
 
-/* Along a random direction mixed with the gradient, for every parameter of both kinds of summary. The loss is
- * float32: with h = 0.02 of a unit vector, rounding contributes about 2e-5 to the quotient and the third
- * derivative about 1e-4. */
+/* Larger than at initialisation, where heads put out next to nothing and the cosine bends too much for finite
+ * differences. */
+static void fill_params(agglo_trainer *trainer, agglo_backend *backend)
+{
+    agglo_params *params = agglo_student_params(agglo_trainer_student(trainer));
+    test_random random = test_random_new(5);
+    agglo_err err = {0};
+
+    for (size_t i = 0; i < agglo_params_count(params); i++) {
+        agglo_param *param = agglo_params_at(params, i);
+        size_t n = (size_t)agglo_tensor_count(&param->value);
+        float *values = agglo_alloc(n, sizeof *values, &err);
+
+        test_random_fill(&random, values, n, 0.15f);
+        for (size_t k = 0; param->init == AGGLO_INIT_ONE && k < n; k++) {
+            values[k] += 1.0f;
+        }
+        agglo_upload(backend, param->value.data, values, n * sizeof *values);
+        agglo_free(values);
+    }
+}
+
+/* For every parameter, along a random direction mixed with the gradient, for both kinds of summary. The loss is
+ * float32: with h = 0.01 of a unit vector rounding contributes some 5e-5 to the quotient, and the third derivative
+ * less than that. */
 static void check_gradients(int summary)
 {
     agglo_student_config config = tiny();
@@ -134,6 +156,7 @@ static void check_gradients(int summary)
     config.summary = summary;
     assert_ok(agglo_backend_cpu_new(&backend, 1, &err));
     trainer = make(backend, &config, 5);
+    fill_params(trainer, backend);
     params = agglo_student_params(agglo_trainer_student(trainer));
     make_batch(&batch, 1);
     batch.plan.lr = 0.0;
@@ -144,7 +167,7 @@ static void check_gradients(int summary)
         float *value = agglo_alloc(n, sizeof(float), &err), *grad = agglo_alloc(n, sizeof(float), &err);
         float *direction = agglo_alloc(n, sizeof(float), &err), *moved = agglo_alloc(n, sizeof(float), &err);
         double grad_norm = 0.0, norm = 0.0, expected = 0.0, loss[2];
-        const double h = 0.02;
+        const double h = 0.01;
 
         agglo_download(backend, value, param->value.data, n_bytes);
         agglo_download(backend, grad, param->grad.data, n_bytes);
@@ -169,7 +192,7 @@ static void check_gradients(int summary)
             loss[side] = loss_at(trainer, &batch);
         }
         agglo_upload(backend, param->value.data, value, n_bytes);
-        if (fabs((loss[1] - loss[0]) / (2.0 * h) - expected) > 2e-4 + 1e-2 * fabs(expected)) {
+        if (fabs((loss[1] - loss[0]) / (2.0 * h) - expected) > 2e-4 + 5e-3 * fabs(expected)) {
             fail_msg("%s: slope %.6f, gradient says %.6f", param->name, (loss[1] - loss[0]) / (2.0 * h), expected);
         }
         agglo_free(moved);
@@ -475,13 +498,13 @@ static void test_out_of_memory(void **state)
     bool done = false;
 
     (void)state;
-    assert_ok(agglo_backend_cpu_new(&backend, 1, &err));
     make_batch(&batch, 1);
     for (int64_t n = 0; !done; n++) {
         int64_t live = agglo_alloc_counts().n_live;
         agglo_status status;
 
         assert_true(n < 2000);
+        assert_ok(agglo_backend_cpu_new(&backend, 1, &err)); /* it keeps scratch, so each round has its own */
         agglo_alloc_fail_after(n);
         status = agglo_trainer_new(&trainer, backend, &config, heads, 2, &options, &err);
         if (status == AGGLO_OK) {
@@ -489,13 +512,16 @@ static void test_out_of_memory(void **state)
             agglo_trainer_free(trainer);
         }
         agglo_alloc_fail_after(-1);
+        agglo_backend_free(backend);
         done = status == AGGLO_OK;
         assert_true(done || (status == AGGLO_E_MEMORY && err.status == status));
-        assert_int_equal(agglo_alloc_counts().n_live, live);
+        if (agglo_alloc_counts().n_live != live) {
+            fail_msg("%lld blocks leak when allocation %lld fails", (long long)(agglo_alloc_counts().n_live - live),
+                     (long long)n);
+        }
         agglo_err_clear(&err);
     }
     clear_batch(&batch);
-    agglo_backend_free(backend);
 }
 
 int main(void)
