@@ -327,3 +327,129 @@ agglo_status agglo_yaml_bool(const agglo_yaml *node, bool *out, agglo_err *err)
     *out = yes;
     return AGGLO_OK;
 }
+
+/* ---- structs ---- */
+
+const char *agglo_nearest(const char *word, const char *const *candidates, size_t n)
+{
+    enum { MAX_WORD = 64 };
+    size_t length = strlen(word), best = 0;
+    const char *nearest = NULL;
+
+    for (size_t c = 0; c < n && length < MAX_WORD; c++) {
+        const char *other = candidates[c];
+        size_t row[MAX_WORD + 1], limit = length < 4 ? 1 : 2;
+
+        for (size_t j = 0; j <= length; j++) {
+            row[j] = j;
+        }
+        for (size_t i = 0; other[i] != '\0'; i++) {
+            size_t diagonal = row[0];
+
+            row[0] = i + 1;
+            for (size_t j = 0; j < length; j++) {
+                size_t change = diagonal + (other[i] != word[j]),
+                       least = (row[j] < row[j + 1] ? row[j] : row[j + 1]) + 1;
+
+                diagonal = row[j + 1];
+                row[j + 1] = change < least ? change : least;
+            }
+        }
+        if (row[length] <= limit && (nearest == NULL || row[length] < best)) {
+            best = row[length];
+            nearest = other;
+        }
+    }
+    return nearest;
+}
+
+static agglo_status read_choice(const agglo_yaml *node, const agglo_field *field, int *out, agglo_err *err)
+{
+    const char *text;
+    size_t n = 0;
+
+    if (agglo_yaml_string(node, &text, err) != AGGLO_OK) {
+        return err->status;
+    }
+    for (; field->choices[n] != NULL; n++) {
+        if (strcmp(field->choices[n], text) == 0) {
+            *out = (int)n;
+            return AGGLO_OK;
+        }
+    }
+    text = agglo_nearest(node->text, field->choices, n);
+    return agglo_yaml_fail(node, err, "unknown value '%s', did you mean '%s'?", node->text,
+                           text != NULL ? text : field->choices[0]);
+}
+
+static agglo_status read_field(const agglo_yaml *node, const agglo_field *field, void *at, void *context,
+                               agglo_err *err)
+{
+    double range[2];
+
+    switch (field->kind) {
+    case AGGLO_FIELD_STRING:
+        return agglo_yaml_string(node, at, err);
+    case AGGLO_FIELD_INT:
+        return agglo_yaml_int(node, (int64_t)field->min, (int64_t)field->max, at, err);
+    case AGGLO_FIELD_DOUBLE:
+        return agglo_yaml_double(node, field->min, field->max, at, err);
+    case AGGLO_FIELD_BOOL:
+        return agglo_yaml_bool(node, at, err);
+    case AGGLO_FIELD_CHOICE:
+        return read_choice(node, field, at, err);
+    case AGGLO_FIELD_CUSTOM:
+        return field->read(node, at, context, err);
+    case AGGLO_FIELD_RANGE:
+        break;
+    }
+    if (node->kind != AGGLO_YAML_LIST || node->n != 2) {
+        return agglo_yaml_fail(node, err, "expected a list of two numbers");
+    }
+    if (agglo_yaml_double(&node->items[0], field->min, field->max, &range[0], err) != AGGLO_OK ||
+        agglo_yaml_double(&node->items[1], field->min, field->max, &range[1], err) != AGGLO_OK) {
+        return err->status;
+    }
+    if (range[0] > range[1]) {
+        return agglo_yaml_fail(node, err, "the range must ascend");
+    }
+    memcpy(at, range, sizeof range);
+    return AGGLO_OK;
+}
+
+agglo_status agglo_yaml_fields(const agglo_yaml *map, const char *section, const agglo_field *fields, size_t n_fields,
+                               void *base, void *context, agglo_err *err)
+{
+    if (map->kind != AGGLO_YAML_MAP) {
+        return agglo_yaml_fail(map, err, "%s must be a map", section);
+    }
+    for (size_t i = 0; i < map->n; i++) {
+        const char *near = NULL;
+        size_t f = 0;
+
+        while (f < n_fields && strcmp(fields[f].key, map->keys[i]) != 0) {
+            f++;
+        }
+        for (size_t c = 0; f == n_fields && c < n_fields; c++) {
+            const char *pair[2] = {near, fields[c].key};
+
+            near = near == NULL ? agglo_nearest(map->keys[i], &pair[1], 1) : agglo_nearest(map->keys[i], pair, 2);
+        }
+        if (f == n_fields) {
+            return near != NULL ? agglo_yaml_fail(&map->items[i], err, "unknown key '%s' in %s, did you mean '%s'?",
+                                                  map->keys[i], section, near)
+                                : agglo_yaml_fail(&map->items[i], err, "unknown key '%s' in %s", map->keys[i], section);
+        }
+    }
+    for (size_t f = 0; f < n_fields; f++) {
+        const agglo_yaml *node = agglo_yaml_get(map, fields[f].key);
+
+        if (node == NULL && fields[f].required) {
+            return agglo_yaml_fail(map, err, "%s needs the key '%s'", section, fields[f].key);
+        }
+        if (node != NULL && read_field(node, &fields[f], (char *)base + fields[f].offset, context, err) != AGGLO_OK) {
+            return agglo_at(err, "%s.%s", section, fields[f].key);
+        }
+    }
+    return AGGLO_OK;
+}
