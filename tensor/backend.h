@@ -17,7 +17,8 @@ extern "C" {
 typedef struct agglo_backend agglo_backend;
 
 /* The CPU backend (oneDNN matrix products, own vector loops) over n_threads (0: all cores). Its arithmetic depends on shapes and
- * instruction set, not on the number of threads. */
+ * instruction set, not on the number of threads. AGGLO_CPU_ISA in the environment (generic, avx2, avx512) asks for another set than the
+ * machine's widest for the own loops; oneDNN's is ONEDNN_MAX_CPU_ISA. */
 agglo_status agglo_backend_cpu_new(agglo_backend **out, int n_threads, agglo_err *err);
 
 /* By name: "cpu", "cuda", "cuda:N", or "auto" (a GPU when this build and machine have one, otherwise the CPU).

@@ -4,6 +4,7 @@
 #include "base/alloc.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define MEMORY_ALIGN 256
@@ -124,23 +125,30 @@ DECLARE_ISA(avx2);
 DECLARE_ISA(avx512);
 #endif
 
-/* Enter the operators of the widest instruction set of this machine; returns its name. */
-static const char *fill_operators(agglo_backend_ops *ops)
+/* Enter the operators of the widest instruction set of this machine, or of the one that AGGLO_CPU_ISA in the environment names;
+ * returns its name, NULL when there is no such set here. */
+static const char *fill_operators(agglo_backend_ops *ops, const char *wanted)
 {
+    const bool any = wanted == NULL || wanted[0] == '\0';
+
 #ifdef AGGLO_CPU_X86
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+    if ((any || strcmp(wanted, "avx512") == 0) && __builtin_cpu_supports("avx512f") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma")) {
         FILL_ISA(avx512, ops);
         return "avx512";
     }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    if ((any || strcmp(wanted, "avx2") == 0) && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
         FILL_ISA(avx2, ops);
         return "avx2";
     }
 #endif
-    FILL_ISA(generic, ops);
-    return "generic";
+    if (any || strcmp(wanted, "generic") == 0) {
+        FILL_ISA(generic, ops);
+        return "generic";
+    }
+    return NULL;
 }
 
 typedef struct cpu_backend {
@@ -152,7 +160,7 @@ agglo_status agglo_backend_cpu_new(agglo_backend **out, int n_threads, agglo_err
 {
     cpu_backend *made;
     agglo_backend *be;
-    const char *isa;
+    const char *isa, *wanted = getenv("AGGLO_CPU_ISA");
 
     *out = NULL;
     made = agglo_alloc(1, sizeof *made, err);
@@ -170,9 +178,15 @@ agglo_status agglo_backend_cpu_new(agglo_backend **out, int n_threads, agglo_err
         .copy = cpu_move,
         .zero = cpu_zero,
     };
-    isa = fill_operators(&made->ops);
     be = &made->cpu.base;
     be->ops = &made->ops;
+    isa = fill_operators(&made->ops, wanted);
+    if (isa == NULL) {
+        agglo_fail(err, AGGLO_E_CONFIG, "AGGLO_CPU_ISA is \"%s\", expected generic, avx2 or avx512, as the machine has",
+                   wanted);
+        cpu_free(be);
+        return agglo_doing(err, "cannot open the CPU backend");
+    }
     if (agglo_pool_new(&be->pool, n_threads, err) != AGGLO_OK) {
         cpu_free(be);
         return agglo_doing(err, "cannot open the CPU backend");

@@ -96,6 +96,14 @@ static void test_backend_by_name(void **state)
     assert_fails(agglo_backend_open(&be, "cuda:0", 1, &err), AGGLO_E_UNSUPPORTED,
                  "this build has no CUDA backend (cuda:0)");
     agglo_backend_free(NULL);
+
+    assert_int_equal(setenv("AGGLO_CPU_ISA", "generic", 1), 0);
+    assert_ok(agglo_backend_open(&be, "cpu", 1, &err));
+    assert_string_equal(agglo_backend_describe(be), "cpu (generic, 1 thread)");
+    agglo_backend_free(be);
+    assert_int_equal(setenv("AGGLO_CPU_ISA", "z80", 1), 0);
+    assert_fails(agglo_backend_open(&be, "cpu", 1, &err), AGGLO_E_CONFIG, "AGGLO_CPU_ISA is \"z80\"");
+    assert_int_equal(unsetenv("AGGLO_CPU_ISA"), 0);
 }
 
 static void test_memory(void **state)
