@@ -1,8 +1,8 @@
 /* The teacher pass: one teacher over a dataset, as write-once units of a cache.
  *
  * A unit is (teacher, shard, group, range of views). Views are rendered on all cores while the model runs; records go to the unit in
- * key order; a unit that exists is never touched. A record depends on its picture, its view, the teacher and the batch size, not on
- * the number of threads. Killing the process loses at most the unit in flight.
+ * key order; a unit that exists is never touched. A record depends on its picture, its view and the teacher, not on the number of
+ * threads nor, on the CPU, on the batch. Killing the process loses at most the unit in flight.
  */
 #ifndef AGGLO_TEACHERS_PASS_H
 #define AGGLO_TEACHERS_PASS_H

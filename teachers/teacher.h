@@ -28,9 +28,11 @@ typedef struct agglo_teacher_options {
     const char *weights; /* path of the safetensors file */
     const char *arch;    /* a registered architecture or family that the file must be; NULL or "": recognised */
     int size;            /* side of the input, a multiple of the patch; 0: the image size of the checkpoint */
-    int max_batch;       /* images in one run of the model, bounds memory; larger batches are cut. 0: 32 */
-    bool preproj;        /* CLIP: summary before the projection (after the final norm) */
-    bool spatial_raw;    /* CLIP: spatial tokens before the final norm */
+    /* Images in one run of the model; bounds its memory, larger batches are cut. 0: 32. On the CPU images run one by one, whatever this
+     * says, so that features depend on the image alone. */
+    int max_batch;
+    bool preproj;     /* CLIP: summary before the projection (after the final norm) */
+    bool spatial_raw; /* CLIP: spatial tokens before the final norm */
     agglo_pos_interp pos_interp;
 } agglo_teacher_options;
 
