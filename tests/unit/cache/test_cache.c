@@ -1,0 +1,252 @@
+/* The cache directory: descriptions written once, units found and read by many threads with few of them open, mismatches by name. */
+#include "make_unit.h"
+
+#include <pthread.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "cache/cache.h"
+
+static const agglo_cache_group main_group = {.name = "main", .fingerprint = "bb"};
+
+static agglo_cache_teacher some_teacher(void)
+{
+    return (agglo_cache_teacher){.name = "clip",
+                                 .arch = "clip-tiny",
+                                 .weights = "ee",
+                                 .preprocess = "cc",
+                                 .codec = "fp16",
+                                 .input = 32,
+                                 .patch = 4,
+                                 .grid_h = 8,
+                                 .grid_w = 8,
+                                 .summary_dim = 4,
+                                 .spatial_dim = 8};
+}
+
+/* A cache with `n_shards` units of 8 samples. */
+static const char *some_cache(uint32_t n_shards)
+{
+    const char *dir = test_dir();
+    agglo_cache_teacher teacher = some_teacher();
+    agglo_err err = {0};
+
+    assert_ok(agglo_cache_create(dir, &main_group, 1, &err));
+    assert_ok(agglo_cache_add_teacher(dir, &teacher, &err));
+    for (uint32_t shard = 0; shard < n_shards; shard++) {
+        assert_ok(make_unit(dir, NULL, shard, 8, 2, NULL, &err));
+    }
+    return dir;
+}
+
+static void descriptions_are_written_once(void **state)
+{
+    const char *dir = test_dir();
+    agglo_cache_group groups[2] = {main_group, {.name = "hires", .fingerprint = "dd"}};
+    agglo_cache_teacher teacher = some_teacher();
+    agglo_err err = {0};
+
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        assert_ok(agglo_cache_create(dir, groups, 1, &err));
+        assert_ok(agglo_cache_add_teacher(dir, &teacher, &err));
+    }
+    assert_fails(agglo_cache_create(dir, groups, 2, &err), AGGLO_E_MISMATCH, "no view group hires");
+    strcpy(groups[0].fingerprint, "b0");
+    assert_fails(agglo_cache_create(dir, groups, 1, &err), AGGLO_E_MISMATCH, "view group main: found bb, expected b0");
+    strcpy(teacher.weights, "e0");
+    assert_fails(agglo_cache_add_teacher(dir, &teacher, &err), AGGLO_E_MISMATCH, "weights: found ee, expected e0");
+    teacher = some_teacher();
+    teacher.grid_h = 9;
+    assert_fails(agglo_cache_add_teacher(dir, &teacher, &err), AGGLO_E_MISMATCH, "grid_h: found 8, expected 9");
+    strcpy(teacher.name, "../clip");
+    assert_fails(agglo_cache_add_teacher(dir, &teacher, &err), AGGLO_E_CONFIG, "cannot name a teacher");
+}
+
+/* Eight processes at once, two opinions: those of the winner's succeed, the others are refused. */
+static void the_first_description_wins(void **state)
+{
+    const char *dir = test_dir();
+    agglo_cache *cache = NULL;
+    agglo_err err = {0};
+    pid_t pids[8];
+    int winner;
+
+    (void)state;
+    for (int i = 0; i < 8; i++) {
+        pids[i] = fork();
+        if (pids[i] == 0) {
+            agglo_cache_group group = main_group;
+
+            strcpy(group.fingerprint, i % 2 == 0 ? "even" : "odd");
+            _exit((int)agglo_cache_create(dir, &group, 1, &err));
+        }
+        assert_true(pids[i] > 0);
+    }
+    for (int i = 0; i < 8; i++) {
+        int status;
+
+        assert_int_equal(waitpid(pids[i], &status, 0), pids[i]);
+        assert_true(WIFEXITED(status));
+        pids[i] = WEXITSTATUS(status);
+    }
+    assert_ok(agglo_cache_open(&cache, dir, 0, &err));
+    winner = strcmp(agglo_cache_group_at(cache, 0)->fingerprint, "even") == 0 ? 0 : 1;
+    for (int i = 0; i < 8; i++) {
+        assert_int_equal(pids[i], i % 2 == winner ? AGGLO_OK : AGGLO_E_MISMATCH);
+    }
+    agglo_cache_close(cache);
+}
+
+static void only_finished_units_are_listed(void **state)
+{
+    const char *dir = some_cache(3);
+    agglo_cache *cache = NULL;
+    agglo_err err = {0};
+
+    (void)state;
+    assert_ok(agglo_file_write(test_path(dir, "clip/.tmp-1-2-main-000007-v0-1.json"), "{}", 2, &err));
+    assert_ok(agglo_file_write(test_path(dir, "clip/main-000007-v0-1.lmdb"), "x", 1, &err));
+    assert_ok(agglo_file_write(test_path(dir, "clip/main-7-v0-1.json"), "{}", 2, &err));
+    assert_ok(agglo_file_write(test_path(dir, "clip/main-000008-v0-1.json"), "{}", 2, &err)); /* damaged */
+    agglo_log_set_level(AGGLO_LOG_ERROR);
+    assert_ok(agglo_cache_open(&cache, dir, 0, &err));
+    agglo_log_set_level(AGGLO_LOG_INFO);
+    assert_int_equal(agglo_cache_units(cache), 3);
+    assert_int_equal(agglo_cache_damaged(cache), 1);
+    for (uint32_t i = 0; i < 3; i++) {
+        assert_int_equal(agglo_cache_unit_at(cache, i)->id.shard, i);
+    }
+    assert_int_equal(agglo_cache_find_teacher(cache, "clip")->spatial_dim, 8);
+    assert_null(agglo_cache_find_teacher(cache, "sam"));
+    agglo_cache_close(cache);
+    assert_fails(agglo_cache_open(&cache, test_path(dir, "none"), 0, &err), AGGLO_E_NOT_FOUND, "cache.json");
+}
+
+static void refusals_name_their_reason(void **state)
+{
+    const char *dir = some_cache(2);
+    agglo_provenance expected = make_provenance();
+    agglo_cache *cache = NULL;
+    uint8_t *buffer = NULL;
+    size_t capacity = 0;
+    agglo_record record;
+    agglo_err err = {0};
+    FILE *f;
+
+    (void)state;
+    f = fopen(test_path(dir, "clip/main-000001-v0-1.lmdb"), "r+");
+    assert_non_null(f);
+    fseek(f, 9000, SEEK_SET);
+    fputc(0x5a, f);
+    fclose(f);
+    assert_ok(agglo_cache_open(&cache, dir, 0, &err));
+    assert_ok(agglo_cache_read(cache, "clip", "main", 0, 2, 1, &expected, &buffer, &capacity, &record, &err));
+    assert_int_equal(record.info.pixel_hash, 2);
+    assert_fails(agglo_cache_read(cache, "clip", "main", 0, 1, 1, &expected, &buffer, &capacity, &record, &err),
+                 AGGLO_E_NOT_FOUND, "no record 1");
+    assert_fails(agglo_cache_read(cache, "clip", "main", 5, 0, 1, NULL, &buffer, &capacity, &record, &err),
+                 AGGLO_E_NOT_FOUND, "shard 5, view 1");
+    assert_fails(agglo_cache_read(cache, "clip", "main", 0, 0, 2, NULL, &buffer, &capacity, &record, &err),
+                 AGGLO_E_NOT_FOUND, "view 2");
+    for (int i = 0; i < 2; i++) {
+        assert_fails(agglo_cache_read(cache, "clip", "main", 1, 0, 0, NULL, &buffer, &capacity, &record, &err),
+                     AGGLO_E_DATA, "its manifest says");
+    }
+    strcpy(expected.decoder, "d0");
+    assert_fails(agglo_cache_read(cache, "clip", "main", 0, 2, 1, &expected, &buffer, &capacity, &record, &err),
+                 AGGLO_E_MISMATCH, "decoder: found dd, expected d0");
+    agglo_free(buffer);
+    agglo_cache_close(cache);
+}
+
+typedef struct reader {
+    agglo_cache *cache;
+    uint64_t seed;
+    int n_wrong;
+} reader;
+
+static void *read_at_random(void *context)
+{
+    reader *r = context;
+    test_random random = test_random_new(r->seed);
+    uint8_t *buffer = NULL;
+    size_t capacity = 0;
+
+    for (int i = 0; i < 300; i++) {
+        uint32_t shard = test_random_u32(&random) % 6, ordinal = 2 + test_random_u32(&random) % 6;
+        int view = (int)(test_random_u32(&random) % 2);
+        agglo_record record;
+        agglo_err err = {0};
+
+        if (agglo_cache_read(r->cache, "clip", "main", shard, ordinal, view, NULL, &buffer, &capacity, &record, &err) !=
+                AGGLO_OK ||
+            record.info.pixel_hash != ordinal) {
+            r->n_wrong++;
+        }
+    }
+    agglo_free(buffer);
+    return NULL;
+}
+
+static void many_readers_few_open_units(void **state)
+{
+    agglo_cache *cache = NULL;
+    agglo_err err = {0};
+
+    (void)state;
+    assert_ok(agglo_cache_open(&cache, some_cache(6), 2, &err));
+    for (int round = 0; round < 2; round++) {
+        reader readers[6];
+        pthread_t threads[6];
+
+        for (uint64_t i = 0; i < 6; i++) {
+            readers[i] = (reader){cache, i, 0};
+            assert_int_equal(pthread_create(&threads[i], NULL, read_at_random, &readers[i]), 0);
+        }
+        for (int i = 0; i < 6; i++) {
+            pthread_join(threads[i], NULL);
+            assert_int_equal(readers[i].n_wrong, 0);
+        }
+    }
+    agglo_cache_close(cache);
+}
+
+static void failing_allocations(void **state)
+{
+    const char *dir = some_cache(2);
+    agglo_status status = AGGLO_E_MEMORY;
+    int64_t n;
+
+    (void)state;
+    for (n = 0; status != AGGLO_OK; n++) {
+        agglo_cache *cache = NULL;
+        uint8_t *buffer = NULL;
+        size_t capacity = 0;
+        agglo_record record;
+        agglo_err err = {0};
+
+        agglo_alloc_fail_after(n);
+        status = agglo_cache_open(&cache, dir, 0, &err);
+        if (status == AGGLO_OK) {
+            status = agglo_cache_read(cache, "clip", "main", 1, 3, 0, NULL, &buffer, &capacity, &record, &err);
+        }
+        agglo_alloc_fail_after(-1);
+        assert_true(status == AGGLO_OK || (status == AGGLO_E_MEMORY && err.status == status));
+        agglo_free(buffer);
+        agglo_cache_close(cache);
+    }
+    assert_true(n > 15);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(descriptions_are_written_once),  cmocka_unit_test(the_first_description_wins),
+        cmocka_unit_test(only_finished_units_are_listed), cmocka_unit_test(refusals_name_their_reason),
+        cmocka_unit_test(many_readers_few_open_units),    cmocka_unit_test(failing_allocations),
+    };
+
+    return test_run("cache", tests);
+}
