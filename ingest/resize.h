@@ -2,7 +2,7 @@
  * weights and rounded to u8; a pass is left out where its dimension does not change.
  *
  * A resizer keeps weights and scratch, so that a loop over pictures allocates nothing once it has seen the largest. One per thread.
- * Pillow takes the vertical pass first for pictures over 100 times as high as wide; we never do.
+ * Newer Pillow versions take the vertical pass first for some shapes; the order here is fixed, because it decides roundings.
  */
 #ifndef AGGLO_INGEST_RESIZE_H
 #define AGGLO_INGEST_RESIZE_H
