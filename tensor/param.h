@@ -46,8 +46,9 @@ agglo_param *agglo_params_at(agglo_params *params, size_t i);
 agglo_param *agglo_params_find(agglo_params *params, const char *name); /* NULL: none */
 int64_t agglo_params_elements(const agglo_params *params);
 
-/* Fill every parameter from its init: Philox keyed by seed, counter (xxh3-64 of the name, element index): the value of a parameter
- * does not depend on the others. Normal draws by Box-Muller in double. */
+/* Fill every parameter from its init: Philox keyed by seed, counter words (xxh3-64 of the name: low, high; element index: low, high
+ * 16 bits with the number of the redraw above them): the value of a parameter does not depend on the others. Normal draws by
+ * Box-Muller in double. */
 agglo_status agglo_params_init(agglo_params *params, uint64_t seed, agglo_err *err);
 
 /* Load by name from a file: every parameter must be there with its shape (an extent of 1 in front may be missing or extra) in F32, F16,

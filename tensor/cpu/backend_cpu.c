@@ -26,7 +26,15 @@ static bool cpu_supports(const agglo_backend *be, agglo_dtype dtype)
 
 static void cpu_wait(agglo_backend *be)
 {
-    (void)be; /* every operator has finished when it returns */
+    /* every operator has finished when it returns; what is left to collect is a product that failed inside one */
+    int status = agglo_cpu_sgemm_failure();
+
+    if (status != 0) {
+        agglo_err err = {0};
+
+        agglo_fail(&err, AGGLO_E_DEVICE, "oneDNN's matrix product failed with status %d", status);
+        agglo_backend_latch(be, &err);
+    }
 }
 
 /* A block is aligned up from an allocation whose address is kept right before it. */

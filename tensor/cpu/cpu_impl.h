@@ -36,6 +36,9 @@ static inline void *agglo_cpu_worker(agglo_backend *be, int worker)
 void agglo_cpu_sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a,
                      int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
 
+/* The status of a product that failed on any thread since the last call, 0 when none did. */
+int agglo_cpu_sgemm_failure(void);
+
 #define AGGLO_CPU_JOIN2(name, isa) agglo_cpu_##name##_##isa
 #define AGGLO_CPU_JOIN(name, isa)  AGGLO_CPU_JOIN2(name, isa)
 
