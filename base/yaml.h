@@ -36,7 +36,7 @@ agglo_status agglo_yaml_parse(const char *text, size_t n_bytes, const char *file
  * `name` member of its items (teachers.clip.codec). AGGLO_E_CONFIG when the path runs through a scalar or the syntax is off. */
 agglo_status agglo_yaml_set(agglo_yaml *root, const char *assignment, agglo_arena *arena, agglo_err *err);
 
-/* Block-style YAML of the tree, in `arena`; reading it gives an equal tree. */
+/* Block-style YAML of a map, in `arena`; reading it gives an equal tree. */
 agglo_status agglo_yaml_print(const agglo_yaml *root, agglo_arena *arena, char **out, agglo_err *err);
 
 /* Member of a map, NULL when missing or null (`~`, `null`). */

@@ -491,7 +491,11 @@ agglo_status agglo_recipe_read(agglo_recipe *out, const char *path, const char *
         goto fail;
     }
     out->path = agglo_arena_text(out->arena, path, strlen(path), err);
-    if (out->path == NULL || agglo_yaml_read(path, out->arena, &out->tree, err) != AGGLO_OK) {
+    if (out->path == NULL) {
+        goto fail;
+    }
+    if (agglo_yaml_read(path, out->arena, &out->tree, err) != AGGLO_OK) {
+        err->status = AGGLO_E_CONFIG; /* a recipe that cannot be read is wrong usage: nothing was started */
         goto fail;
     }
     for (size_t i = 0; i < n_sets; i++) {

@@ -36,6 +36,13 @@ bool agglo_backend_supports(const agglo_backend *backend, agglo_dtype dtype);
 /* AGGLO_OK, or the first failure since the last check; waits for outstanding work. */
 agglo_status agglo_backend_check(agglo_backend *backend, agglo_err *err);
 
+/* The version of the library behind the CPU backend's matrix products (oneDNN), as it was loaded. */
+typedef struct agglo_backend_library {
+    int major, minor, patch;
+} agglo_backend_library;
+
+agglo_backend_library agglo_backend_cpu_library(void);
+
 /* The pool behind the CPU backend's loops; NULL on a device. Lets host work share the cores between operators. */
 agglo_pool *agglo_backend_pool(agglo_backend *backend);
 

@@ -36,3 +36,11 @@ int agglo_cpu_sgemm_failure(void)
 {
     return atomic_exchange(&failure, 0);
 }
+
+agglo_backend_library agglo_backend_cpu_library(void)
+{
+    const dnnl_version_t *version = dnnl_version();
+    agglo_backend_library library = {version->major, version->minor, version->patch};
+
+    return library;
+}
