@@ -304,6 +304,7 @@ agglo_status agglo_teach(const agglo_dataset *dataset, const agglo_encoder *enco
     pass p = {.dataset = dataset, .encoder = encoder, .options = options, .report = report};
     agglo_progress *progress = NULL;
     double start = agglo_now();
+    uint64_t n_missing;
     char label[96];
 
     *report = (agglo_teach_report){0};
@@ -317,7 +318,8 @@ agglo_status agglo_teach(const agglo_dataset *dataset, const agglo_encoder *enco
         goto done;
     }
     snprintf(label, sizeof label, "teach %s", options->teacher);
-    progress = agglo_progress_begin(label, "views", views_missing(&p));
+    n_missing = views_missing(&p);
+    progress = n_missing > 0 ? agglo_progress_begin(label, "views", n_missing) : NULL;
     for (size_t g = 0; g < options->n_groups && err->status == AGGLO_OK; g++) {
         for (uint32_t s = 0; s < p.n_shards; s++) {
             if (!is_mine(&p, (uint64_t)g * p.n_shards + s)) {

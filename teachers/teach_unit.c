@@ -283,8 +283,8 @@ agglo_status agglo_teach_unit(const agglo_dataset *dataset, const agglo_encoder 
 
     if (agglo_dataset_shard_status(dataset, id->shard, err) != AGGLO_OK ||
         agglo_dataset_shard_verify(dataset, id->shard, err) != AGGLO_OK) {
-        u.is_shard_fault = true;
-        goto fail;
+        u.is_shard_fault = true; /* and the shard is named */
+        goto done;
     }
     r.renderers = (agglo_renderer **)agglo_alloc((size_t)n_workers, sizeof(agglo_renderer *), err);
     if (r.renderers == NULL || unit_run_init(&u, encoder, options, err) != AGGLO_OK ||
@@ -316,7 +316,10 @@ agglo_status agglo_teach_unit(const agglo_dataset *dataset, const agglo_encoder 
     report->bytes += counted.bytes;
     report->spatial_bytes += counted.spatial_bytes;
     report->spatial_fp16_bytes += counted.spatial_fp16_bytes;
+    goto done;
 fail:
+    agglo_at(err, "%s", shard->path);
+done:
     agglo_ring_free(ring, slot_clear);
     for (int i = 0; r.renderers != NULL && i < n_workers; i++) {
         agglo_renderer_free(r.renderers[i]);
@@ -329,7 +332,6 @@ fail:
     if (err->status == AGGLO_OK) {
         return AGGLO_OK;
     }
-    agglo_at(err, "%s", shard->path);
     return agglo_doing(err, "cannot teach unit %s/%s-%06u-v%d-%d", id->teacher, id->group, id->shard, id->view_first,
                        id->view_last);
 }
