@@ -9,7 +9,6 @@
 #include <webp/decode.h>
 #include <xxhash.h>
 #include <yaml.h>
-#include <zstd.h>
 
 #include "cli/cli.h"
 #include "tensor/backend.h"
@@ -70,9 +69,9 @@ const char *agglo_show_int(int64_t n)
     return out;
 }
 
-static void set_version(json_t *object, const char *name, const char *fmt, int a, int b, int c)
+static void set_version(json_t *object, const char *name, int a, int b, int c)
 {
-    json_object_set_new(object, name, json_sprintf(fmt, a, b, c));
+    json_object_set_new(object, name, json_sprintf("%d.%d.%d", a, b, c));
 }
 
 json_t *agglo_version_json(void)
@@ -82,19 +81,19 @@ json_t *agglo_version_json(void)
     int major, minor, patch;
 
     json_object_set_new(out, "agglo", json_string(AGGLO_VERSION));
-    set_version(libraries, "onednn", "%d.%d.%d", cpu.major, cpu.minor, cpu.patch);
+    set_version(libraries, "onednn", cpu.major, cpu.minor, cpu.patch);
     mdb_version(&major, &minor, &patch);
-    set_version(libraries, "lmdb", "%d.%d.%d", major, minor, patch);
+    set_version(libraries, "lmdb", major, minor, patch);
     json_object_set_new(libraries, "libjpeg-turbo",
                         json_sprintf("%d.%d.%d", LIBJPEG_TURBO_VERSION_NUMBER / 1000000,
                                      LIBJPEG_TURBO_VERSION_NUMBER / 1000 % 1000, LIBJPEG_TURBO_VERSION_NUMBER % 1000));
     major = WebPGetDecoderVersion();
-    set_version(libraries, "libwebp", "%d.%d.%d", major >> 16, major >> 8 & 255, major & 255);
+    set_version(libraries, "libwebp", major >> 16, major >> 8 & 255, major & 255);
     json_object_set_new(libraries, "libspng", json_string(spng_version_string()));
     json_object_set_new(libraries, "libarchive", json_string(archive_version_string() + strlen("libarchive ")));
-    json_object_set_new(libraries, "zstd", json_string(ZSTD_versionString()));
+    json_object_set_new(libraries, "zstd", json_string(archive_libzstd_version()));
     major = (int)XXH_versionNumber();
-    set_version(libraries, "xxhash", "%d.%d.%d", major / 10000, major / 100 % 100, major % 100);
+    set_version(libraries, "xxhash", major / 10000, major / 100 % 100, major % 100);
     json_object_set_new(libraries, "openssl", json_string(OpenSSL_version(OPENSSL_VERSION_STRING)));
     json_object_set_new(libraries, "jansson", json_string(jansson_version_str()));
     json_object_set_new(libraries, "libyaml", json_string(yaml_get_version_string()));

@@ -11,7 +11,7 @@ target_link_libraries(agglo_dnnl INTERFACE ${DNNL_LIBRARY})
 
 foreach(entry IN ITEMS
     "jansson jansson" "yaml yaml-0.1" "xxhash libxxhash" "crypto libcrypto" "archive libarchive" "jpeg libjpeg"
-    "webp libwebp" "webpdemux libwebpdemux" "lmdb lmdb" "zstd libzstd" "lapacke lapacke")
+    "webp libwebp" "webpdemux libwebpdemux" "lmdb lmdb" "lapacke lapacke")
   separate_arguments(entry)
   list(GET entry 0 name)
   list(GET entry 1 module)
