@@ -283,7 +283,7 @@ agglo_status agglo_teach_unit(const agglo_dataset *dataset, const agglo_encoder 
 
     if (agglo_dataset_shard_status(dataset, id->shard, err) != AGGLO_OK ||
         agglo_dataset_shard_verify(dataset, id->shard, err) != AGGLO_OK) {
-        u.is_shard_fault = true; /* and the shard is named */
+        u.is_shard_fault = err->status != AGGLO_E_MEMORY; /* and the shard is named */
         goto done;
     }
     r.renderers = (agglo_renderer **)agglo_alloc((size_t)n_workers, sizeof(agglo_renderer *), err);

@@ -576,6 +576,40 @@ static void features_that_are_not_finite(void **state)
     agglo_dataset_close(dataset);
 }
 
+/* Whichever allocation fails, the pass ends in one error of its own and leaves nothing half-made; the next one completes it. */
+static void failing_memory(void **state)
+{
+    char cache[300];
+    job j;
+    agglo_teach_report report;
+    agglo_err err = {0};
+    int n_failed = 0;
+
+    (void)state;
+    snprintf(cache, sizeof cache, "%s", new_cache());
+    j = default_job(cache);
+    for (int n = 0; n < 1000000; n += 1 + n / 12) {
+        agglo_status status;
+
+        assert_ok(agglo_remove_tree(cache, &err));
+        agglo_alloc_fail_after(n);
+        status = teach(&j, &report, &err);
+        agglo_alloc_fail_after(-1);
+        assert_int_equal(report.units_failed, 0); /* not the shard's fault */
+        agglo_teach_report_clear(&report);
+        if (status == AGGLO_OK) {
+            break;
+        }
+        assert_int_equal(err.status, AGGLO_E_MEMORY);
+        agglo_err_clear(&err);
+        verify_visible(cache);
+        n_failed++;
+    }
+    assert_true(n_failed > 20);
+    teach_ok(&j, &report);
+    assert_int_equal(verify_visible(cache), N_SHARDS);
+}
+
 /* Last: it damages the dataset. A flipped byte in one shard costs that shard. */
 static void damaged_shard(void **state)
 {
@@ -607,10 +641,15 @@ static void damaged_shard(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(killed_and_resumed),           cmocka_unit_test(records_are_what_they_say),
-        cmocka_unit_test(equal_work_gives_equal_files), cmocka_unit_test(again_and_more_views),
-        cmocka_unit_test(mismatches_are_refused),       cmocka_unit_test(stopping),
-        cmocka_unit_test(features_that_are_not_finite), cmocka_unit_test(damaged_shard),
+        cmocka_unit_test(killed_and_resumed),
+        cmocka_unit_test(records_are_what_they_say),
+        cmocka_unit_test(equal_work_gives_equal_files),
+        cmocka_unit_test(again_and_more_views),
+        cmocka_unit_test(mismatches_are_refused),
+        cmocka_unit_test(stopping),
+        cmocka_unit_test(features_that_are_not_finite),
+        cmocka_unit_test(failing_memory),
+        cmocka_unit_test(damaged_shard),
     };
 
     make_everything();
