@@ -49,7 +49,8 @@ agglo_status agglo_dataset_shard_verify(const agglo_dataset *dataset, uint32_t s
 /* Constant time. AGGLO_E_NOT_FOUND out of range, AGGLO_E_IO/DATA when its shard is bad. */
 agglo_status agglo_dataset_sample(const agglo_dataset *dataset, uint32_t shard, uint32_t ordinal, agglo_sample *out,
                                   agglo_err *err);
-/* By uid (constant time), by key (AGGLO_E_DATA naming both places when the key is not unique), or "SHARD/ORDINAL". */
+/* By uid (32 hex digits), by key (AGGLO_E_DATA naming both places when the key is not unique), or "SHARD/ORDINAL", tried in this
+ * order. Binary search. */
 agglo_status agglo_dataset_find(const agglo_dataset *dataset, const char *name, uint32_t *shard, uint32_t *ordinal,
                                 agglo_err *err);
 bool agglo_dataset_find_uid(const agglo_dataset *dataset, const uint8_t uid[16], uint32_t *shard, uint32_t *ordinal);

@@ -27,7 +27,7 @@ typedef struct agglo_decode_options {
 
 agglo_decode_options agglo_decode_options_default(void);
 
-/* Hash of what decides pixels here (library majors, options, version of the renderer), hex into out[33]. */
+/* Hash of what decides pixels here (library majors, options but the limit, version of the decoder), hex into out[33]. */
 void agglo_decode_fingerprint(const agglo_decode_options *options, char out[33]);
 
 /* What the header says. width and height are upright (EXIF applied); `orientation` is EXIF's 1..8. */

@@ -1,0 +1,14 @@
+/* What the writer and the reader of a dataset share: names, version and options of dataset.json. */
+#ifndef AGGLO_INGEST_DATASET_IMPL_H
+#define AGGLO_INGEST_DATASET_IMPL_H
+
+#include "ingest/dataset.h"
+
+#define AGGLO_DATASET_FILE     "dataset.json"
+#define AGGLO_DATASET_VERSION  1
+#define AGGLO_DATASET_JSON_MAX ((size_t)1 << 30)
+
+/* Check the version and read the decode options of a dataset.json. */
+agglo_status agglo_dataset_read_options(const json_t *root, agglo_decode_options *out, agglo_err *err);
+
+#endif
