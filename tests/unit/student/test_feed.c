@@ -572,6 +572,34 @@ static void test_other_teachers(void **state)
     close_world(&w);
 }
 
+/* The n-th allocation fails, for every n: one clean error, nothing leaks, whichever thread met it. */
+static void test_out_of_memory(void **state)
+{
+    world w;
+    agglo_feed *feed;
+    const agglo_batch *batch;
+    agglo_status status = AGGLO_E_MEMORY;
+    agglo_err err = {0};
+
+    (void)state;
+    open_world(&w, &nothing);
+    assert_ok(take_shard(&w, &feed, &batch, &err)); /* the cache keeps the units it opens */
+    agglo_feed_free(feed);
+    for (int64_t n = 0; status != AGGLO_OK; n++) {
+        int64_t live = agglo_alloc_counts().n_live;
+
+        assert_true(n < 2000);
+        agglo_err_clear(&err);
+        agglo_alloc_fail_after(n);
+        status = take_shard(&w, &feed, &batch, &err);
+        agglo_alloc_fail_after(-1);
+        agglo_feed_free(feed);
+        assert_true(status == AGGLO_OK || (status == AGGLO_E_MEMORY && err.status == status));
+        assert_int_equal(agglo_alloc_counts().n_live, live);
+    }
+    close_world(&w);
+}
+
 /* Which samples are checked depends on their index alone, at about the asked rate. */
 static void test_check_rate(void **state)
 {
@@ -707,7 +735,7 @@ int main(void)
         cmocka_unit_test(test_missing_record),  cmocka_unit_test(test_damaged_record),
         cmocka_unit_test(test_damaged_picture), cmocka_unit_test(test_mismatches),
         cmocka_unit_test(test_other_teachers),  cmocka_unit_test(test_check_rate),
-        cmocka_unit_test(test_distill),
+        cmocka_unit_test(test_distill),         cmocka_unit_test(test_out_of_memory),
     };
 
     return test_run("feed", tests);

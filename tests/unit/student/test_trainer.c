@@ -524,6 +524,44 @@ static void test_out_of_memory(void **state)
     clear_batch(&batch);
 }
 
+/* The same for checkpoints: a failed save leaves no file behind, a failed load an error. */
+static void test_checkpoint_out_of_memory(void **state)
+{
+    agglo_student_config config = tiny();
+    const char *run = test_dir(), *path = test_path(run, "checkpoint-00000000.safetensors");
+    agglo_backend *backend;
+    agglo_trainer *trainer;
+    agglo_status status = AGGLO_E_MEMORY;
+    agglo_err err = {0};
+    bool found;
+
+    (void)state;
+    assert_ok(agglo_backend_cpu_new(&backend, 1, &err));
+    trainer = make(backend, &config, 1);
+    for (int load = 0; load < 2; load++) {
+        for (int64_t n = 0; n == 0 || status != AGGLO_OK; n++) {
+            int64_t live = agglo_alloc_counts().n_live;
+
+            assert_true(n < 2000);
+            agglo_err_clear(&err);
+            agglo_alloc_fail_after(n);
+            status = load ? agglo_checkpoint_load(trainer, run, "recipe", &found, &err)
+                          : agglo_checkpoint_save(trainer, run, "recipe", 1, &err);
+            agglo_alloc_fail_after(-1);
+            assert_true(status == AGGLO_OK || (status == AGGLO_E_MEMORY && err.status == status));
+            assert_int_equal(agglo_alloc_counts().n_live, live);
+            if (load) {
+                assert_true(status != AGGLO_OK || found);
+            } else if (status != AGGLO_OK && agglo_path_exists(path)) {
+                /* written whole, and then the list of old ones could not be had */
+                assert_ok((agglo_err_clear(&err), agglo_checkpoint_load(trainer, run, "recipe", &found, &err)));
+            }
+        }
+    }
+    agglo_trainer_free(trainer);
+    agglo_backend_free(backend);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -531,7 +569,7 @@ int main(void)
         cmocka_unit_test(test_threads),       cmocka_unit_test(test_resume),
         cmocka_unit_test(test_steady_state),  cmocka_unit_test(test_not_finite),
         cmocka_unit_test(test_weight_zero),   cmocka_unit_test(test_clip),
-        cmocka_unit_test(test_out_of_memory),
+        cmocka_unit_test(test_out_of_memory), cmocka_unit_test(test_checkpoint_out_of_memory),
     };
 
     return test_run("trainer", tests);
