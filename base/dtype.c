@@ -8,10 +8,12 @@ static const struct {
     const char *name;
     size_t size;
 } table[] = {
-    [AGGLO_F32] = {"f32", 4},   [AGGLO_F16] = {"f16", 2},   [AGGLO_BF16] = {"bf16", 2},
-    [AGGLO_F64] = {"f64", 8},   [AGGLO_U8] = {"u8", 1},     [AGGLO_I8] = {"i8", 1},
-    [AGGLO_U16] = {"u16", 2},   [AGGLO_I16] = {"i16", 2},   [AGGLO_U32] = {"u32", 4},
-    [AGGLO_I32] = {"i32", 4},   [AGGLO_U64] = {"u64", 8},   [AGGLO_I64] = {"i64", 8},
+    [AGGLO_F32] = {"f32", 4},   [AGGLO_F16] = {"f16", 2},
+    [AGGLO_BF16] = {"bf16", 2}, [AGGLO_F64] = {"f64", 8},
+    [AGGLO_U8] = {"u8", 1},     [AGGLO_I8] = {"i8", 1},
+    [AGGLO_U16] = {"u16", 2},   [AGGLO_I16] = {"i16", 2},
+    [AGGLO_U32] = {"u32", 4},   [AGGLO_I32] = {"i32", 4},
+    [AGGLO_U64] = {"u64", 8},   [AGGLO_I64] = {"i64", 8},
     [AGGLO_BOOL] = {"bool", 1}, [AGGLO_DTYPE_OTHER] = {"other", 0},
 };
 

@@ -6,22 +6,21 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Put `text` in front of what `buffer` holds, joined by `joint`; what does not fit is cut at the end. */
+/* Put `text` and, before what `buffer` holds, `joint` in front; what does not fit is cut at the end. */
 static void prepend(char *buffer, size_t n_bytes, const char *text, const char *joint)
 {
-    char old[512];
+    size_t n_old = strlen(buffer), n_text = strlen(text), n_joint = n_old > 0 ? strlen(joint) : 0;
+    size_t room = n_bytes - 1;
 
-    snprintf(old, sizeof old, "%s", buffer);
-    /* A cut place is still a place: truncation is wanted here. */
-    if (old[0] == '\0') {
-        snprintf(buffer, n_bytes, "%s", text);
-    } else {
-        size_t used = (size_t)snprintf(buffer, n_bytes, "%s%s", text, joint);
-
-        if (used < n_bytes) {
-            snprintf(buffer + used, n_bytes - used, "%s", old);
-        }
-    }
+    n_text = n_text < room ? n_text : room;
+    room -= n_text;
+    n_joint = n_joint < room ? n_joint : room;
+    room -= n_joint;
+    n_old = n_old < room ? n_old : room;
+    memmove(buffer + n_text + n_joint, buffer, n_old);
+    memcpy(buffer, text, n_text);
+    memcpy(buffer + n_text, joint, n_joint);
+    buffer[n_text + n_joint + n_old] = '\0';
 }
 
 agglo_status agglo_fail(agglo_err *err, agglo_status status, const char *why, ...)
@@ -73,6 +72,9 @@ char *agglo_err_line(const agglo_err *err, char *out, size_t n_bytes)
 {
     snprintf(out, n_bytes, "%s%s%s%s%s%s", err->what, err->what[0] ? ": " : "", err->why, err->where[0] ? " (" : "",
              err->where, err->where[0] ? ")" : "");
+    for (char *c = out; *c != '\0'; c++) { /* a hostile name must not break the line or steer the terminal */
+        *c = (unsigned char)*c < ' ' || *c == 0x7f ? '?' : *c;
+    }
     return out;
 }
 

@@ -57,7 +57,8 @@ agglo_status agglo_doing(agglo_err *err, const char *what, ...) AGGLO_PRINTF(2, 
 /* Forget everything: err becomes AGGLO_OK with empty texts. */
 void agglo_err_clear(agglo_err *err);
 
-/* Write "WHAT: WHY (WHERE)" (parts that are empty left out) into out[0..n_bytes), always terminated. Returns out. */
+/* Write "WHAT: WHY (WHERE)" (parts that are empty left out) into out[0..n_bytes), n_bytes >= 1, always terminated; control
+ * characters become '?'. Returns out. */
 char *agglo_err_line(const agglo_err *err, char *out, size_t n_bytes);
 
 /* Short stable name of a status, "io", "data", ...; static storage. */

@@ -83,7 +83,7 @@ agglo_status agglo_make_dirs(const char *path, agglo_err *err)
     if (copy == NULL) {
         return err->status;
     }
-    for (char *at = copy + 1;; at++) {
+    for (char *at = copy + (copy[0] == '/');; at++) {
         char held = *at;
 
         if (held != '/' && held != '\0') {
@@ -241,7 +241,7 @@ static agglo_status open_regular(const char *path, int *fd, uint64_t *size, aggl
 {
     struct stat info;
 
-    *fd = open(path, O_RDONLY | O_CLOEXEC);
+    *fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC); /* a FIFO is refused below, not waited for */
     if (*fd < 0 || fstat(*fd, &info) != 0) {
         return fail_errno(err, errno);
     }
@@ -366,6 +366,12 @@ bool agglo_is_temp_name(const char *base_name)
     return strncmp(base_name, temp_prefix, sizeof temp_prefix - 1) == 0;
 }
 
+/* A name left by a killed process with this number is stale: truncate it. A link by that name is not ours to write through. */
+static int open_temp(const char *path)
+{
+    return open(path, O_RDWR | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0666);
+}
+
 static agglo_status cannot_write(const char *path, agglo_err *err)
 {
     agglo_at(err, "%s", path);
@@ -391,8 +397,7 @@ agglo_status agglo_new_file_open(agglo_new_file **out, const char *path, const c
     if (file->temp == NULL) {
         goto fail;
     }
-    /* a name left by a killed process with this number is stale: truncate it */
-    file->fd = open(file->temp, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    file->fd = open_temp(file->temp);
     if (file->fd < 0) {
         agglo_fail(err, AGGLO_E_IO, "%s", strerror(errno));
         goto fail;
@@ -452,7 +457,7 @@ static agglo_status move_from_scratch(agglo_new_file *file, const char *dir, agg
     if (buffer == NULL) {
         goto done;
     }
-    fd = open(temp, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    fd = open_temp(temp);
     if (fd < 0 || lseek(file->fd, 0, SEEK_SET) != 0) {
         agglo_fail(err, AGGLO_E_IO, "%s", strerror(errno));
         goto done;

@@ -1,12 +1,10 @@
 /* Strict JSON over jansson; see json.h. */
 #include "base/json.h"
 
-
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/hash.h"
-
 
 agglo_status agglo_json_parse(const char *text, size_t n_bytes, json_t **out, agglo_err *err)
 {
@@ -74,7 +72,8 @@ char *agglo_json_line(const json_t *value, agglo_err *err)
 
 static const char *type_name(json_type type)
 {
-    static const char *const names[] = {"an object", "a list", "a string", "an integer", "a number", "true", "false", "null"};
+    static const char *const names[] = {"an object", "a list", "a string", "an integer",
+                                        "a number",  "true",   "false",    "null"};
 
     return names[type];
 }
@@ -105,7 +104,8 @@ agglo_status agglo_json_get_string(const json_t *object, const char *key, const 
     return err->status;
 }
 
-agglo_status agglo_json_get_int(const json_t *object, const char *key, int64_t min, int64_t max, int64_t *out, agglo_err *err)
+agglo_status agglo_json_get_int(const json_t *object, const char *key, int64_t min, int64_t max, int64_t *out,
+                                agglo_err *err)
 {
     const json_t *value = GET(json_is_integer, "an integer");
     int64_t number;
@@ -115,8 +115,8 @@ agglo_status agglo_json_get_int(const json_t *object, const char *key, int64_t m
     }
     number = json_integer_value(value);
     if (number < min || number > max) {
-        return agglo_fail(err, AGGLO_E_DATA, "key '%s' is %lld, allowed are %lld to %lld", key, (long long)number, (long long)min,
-                          (long long)max);
+        return agglo_fail(err, AGGLO_E_DATA, "key '%s' is %lld, allowed are %lld to %lld", key, (long long)number,
+                          (long long)min, (long long)max);
     }
     *out = number;
     return AGGLO_OK;
@@ -156,9 +156,10 @@ agglo_status agglo_json_get_array(const json_t *object, const char *key, const j
 
 agglo_status agglo_json_get_hex(const json_t *object, const char *key, uint8_t *out, size_t n, agglo_err *err)
 {
-    const char *text;
+    const char *text = "";
 
-    if (agglo_json_get_string(object, key, &text, err) == AGGLO_OK && (strlen(text) != 2 * n || !agglo_unhex(text, out, n))) {
+    if (agglo_json_get_string(object, key, &text, err) == AGGLO_OK &&
+        (strlen(text) != 2 * n || !agglo_unhex(text, out, n))) {
         agglo_fail(err, AGGLO_E_DATA, "key '%s' is not %zu hex digits", key, 2 * n);
     }
     return err->status;

@@ -25,7 +25,8 @@ char *agglo_json_line(const json_t *value, agglo_err *err);
 
 /* Typed members of an object; AGGLO_E_DATA naming the key when it is missing or of another type. Strings are borrowed. */
 agglo_status agglo_json_get_string(const json_t *object, const char *key, const char **out, agglo_err *err);
-agglo_status agglo_json_get_int(const json_t *object, const char *key, int64_t min, int64_t max, int64_t *out, agglo_err *err);
+agglo_status agglo_json_get_int(const json_t *object, const char *key, int64_t min, int64_t max, int64_t *out,
+                                agglo_err *err);
 agglo_status agglo_json_get_double(const json_t *object, const char *key, double *out, agglo_err *err);
 agglo_status agglo_json_get_bool(const json_t *object, const char *key, bool *out, agglo_err *err);
 agglo_status agglo_json_get_object(const json_t *object, const char *key, const json_t **out, agglo_err *err);

@@ -19,32 +19,34 @@ static const char *descr(agglo_dtype dtype)
 agglo_status agglo_npy_write(const char *path, agglo_dtype dtype, int rank, const int64_t *shape, const void *data,
                              agglo_err *err)
 {
+    static const uint8_t magic[8] = {0x93, 'N', 'U', 'M', 'P', 'Y', 1, 0};
+    enum { PREFIX = sizeof magic + 2, MAX_RANK = 8, ALIGN = 64 };
+    size_t n_bytes = agglo_dtype_size(dtype), n_dims = 0, n_text, n_padded;
+    char dims[MAX_RANK * 22 + 1] = "", text[ALIGN * 8];
+    uint8_t prefix[PREFIX];
     agglo_new_file *file;
-    char header[512];
-    size_t n_bytes = agglo_dtype_size(dtype), used, total;
 
-    used = (size_t)snprintf(header, sizeof header, "%c%s%c%c%c%c{'descr': '%s', 'fortran_order': False, 'shape': (",
-                            0x93, "NUMPY", 1, 1, 1, 1, descr(dtype));
-    header[7] = 0; /* version 1.0; the length of the rest stands in 8 and 9 */
-    AGGLO_ASSERT(rank >= 0 && rank <= 8);
-    for (int i = 0; i < rank; i++) {
-        used += (size_t)snprintf(header + used, sizeof header - used, i + 1 < rank || rank == 1 ? "%lld, " : "%lld",
-                                 (long long)shape[i]);
-        AGGLO_ASSERT(agglo_size_mul(n_bytes, (size_t)shape[i], &n_bytes));
+    AGGLO_ASSERT(rank >= 0 && rank <= MAX_RANK);
+    for (int i = 0; i < rank; i++) { /* Python's tuple: (), (5,), (5, 6) */
+        const char *behind = rank == 1 ? "," : i + 1 < rank ? ", " : "";
+
+        n_dims += (size_t)snprintf(dims + n_dims, sizeof dims - n_dims, "%lld%s", (long long)shape[i], behind);
+        AGGLO_ASSERT(shape[i] >= 0 && agglo_size_mul(n_bytes, (size_t)shape[i], &n_bytes));
     }
-    if (rank == 1) {
-        used--; /* "(5, )" reads too, "(5,)" is how NumPy writes it */
-    }
-    used += (size_t)snprintf(header + used, sizeof header - used, "), }");
-    total = (used + 1 + 63) / 64 * 64;
-    memset(header + used, ' ', total - used - 1);
-    header[total - 1] = '\n';
-    header[8] = (char)((total - 10) & 255);
-    header[9] = (char)((total - 10) >> 8);
+    n_text = (size_t)snprintf(text, sizeof text, "{'descr': '%s', 'fortran_order': False, 'shape': (%s), }",
+                              descr(dtype), dims);
+    /* spaces and a newline, so that the data starts at a multiple of 64 */
+    n_padded = (PREFIX + n_text + 1 + ALIGN - 1) / ALIGN * ALIGN - PREFIX;
+    AGGLO_ASSERT(n_padded <= sizeof text);
+    memset(text + n_text, ' ', n_padded - n_text);
+    text[n_padded - 1] = '\n';
+    memcpy(prefix, magic, sizeof magic);
+    agglo_put_le16(prefix + sizeof magic, (uint16_t)n_padded);
     if (agglo_new_file_open(&file, path, NULL, err) != AGGLO_OK) {
         return err->status;
     }
-    if (agglo_new_file_write(file, header, total, err) != AGGLO_OK ||
+    if (agglo_new_file_write(file, prefix, PREFIX, err) != AGGLO_OK ||
+        agglo_new_file_write(file, text, n_padded, err) != AGGLO_OK ||
         agglo_new_file_write(file, data, n_bytes, err) != AGGLO_OK) {
         agglo_new_file_abort(file);
         return err->status;

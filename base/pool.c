@@ -39,6 +39,19 @@ static _Thread_local bool inside_body;
 static _Thread_local int own_number; /* of the body being run; a nested loop keeps it, so that scratch stays apart */
 static _Thread_local bool hook_called;
 
+/* Between two looks at a variable that another thread will change. Gives the core away now and then: there may be fewer of them
+ * than threads. */
+static void spin_pause(int i)
+{
+    if (i % 64 == 63) {
+        sched_yield();
+    } else {
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#endif
+    }
+}
+
 void agglo_pool_on_thread_start(void (*hook)(void))
 {
     atomic_store(&start_hook, hook);
@@ -71,13 +84,8 @@ static bool wait_round(agglo_pool *pool, unsigned seen)
 {
     bool quit;
 
-    for (int i = 0; i < SPINS; i++) {
-        if (atomic_load_explicit(&pool->round, memory_order_acquire) != seen) {
-            break;
-        }
-        if (i % 64 == 63) {
-            sched_yield();
-        }
+    for (int i = 0; i < SPINS && atomic_load_explicit(&pool->round, memory_order_acquire) == seen; i++) {
+        spin_pause(i);
     }
     pthread_mutex_lock(&pool->mutex);
     while (!pool->quit && atomic_load_explicit(&pool->round, memory_order_relaxed) == seen) {
@@ -185,6 +193,7 @@ void agglo_pool_for(agglo_pool *pool, int64_t n, void (*body)(void *context, int
         bool nested = inside_body;
         int number = nested ? own_number : 0;
 
+        AGGLO_ASSERT(number < pool->n_threads); /* nested in a loop of a larger pool */
         inside_body = true;
         own_number = number;
         for (int64_t i = 0; i < n; i++) {
@@ -204,9 +213,7 @@ void agglo_pool_for(agglo_pool *pool, int64_t n, void (*body)(void *context, int
     pthread_mutex_unlock(&pool->mutex);
     run_indices(pool, 0);
     for (int i = 0; i < SPINS && atomic_load_explicit(&pool->n_inside, memory_order_acquire) > 0; i++) {
-        if (i % 64 == 63) {
-            sched_yield();
-        }
+        spin_pause(i);
     }
     pthread_mutex_lock(&pool->mutex);
     while (atomic_load_explicit(&pool->n_inside, memory_order_acquire) > 0) {

@@ -24,7 +24,8 @@ int agglo_pool_threads(const agglo_pool *pool);
 void agglo_pool_on_thread_start(void (*hook)(void));
 
 /* Run body(context, i, worker) for i in [0, n), the caller taking part as worker 0; returns when all are done. worker is in
- * [0, agglo_pool_threads). A nested call, and a pool of one, run inline. One caller at a time per pool. */
+ * [0, agglo_pool_threads). A pool of one runs inline; so does a nested call, under the number of the worker it is made from (the
+ * inner pool may not be the smaller one). One caller at a time per pool. */
 void agglo_pool_for(agglo_pool *pool, int64_t n, void (*body)(void *context, int64_t index, int worker), void *context);
 
 /* Cores that this process may run on, at least 1. */

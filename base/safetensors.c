@@ -408,10 +408,46 @@ static void *grow(void *items, size_t n, size_t *capacity, size_t size, agglo_er
     return grown;
 }
 
+/* The length of the UTF-8 sequence at p (NUL-terminated), 0 when it is none: cut, overlong, a surrogate, too large. */
+static int utf8_length(const uint8_t *p)
+{
+    int n = p[0] < 0x80 ? 1 : p[0] < 0xc2 ? 0 : p[0] < 0xe0 ? 2 : p[0] < 0xf0 ? 3 : p[0] < 0xf5 ? 4 : 0;
+
+    for (int i = 1; i < n; i++) {
+        if ((p[i] & 0xc0) != 0x80) {
+            return 0;
+        }
+    }
+    if ((p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xed && p[1] > 0x9f) || (p[0] == 0xf0 && p[1] < 0x90) ||
+        (p[0] == 0xf4 && p[1] > 0x8f)) {
+        return 0;
+    }
+    return n;
+}
+
+/* The header is UTF-8. With this known beforehand, jansson can fail for want of memory alone. */
+static agglo_status check_text(const char *text, agglo_err *err)
+{
+    for (const uint8_t *p = (const uint8_t *)text; *p != '\0';) {
+        int n = utf8_length(p);
+
+        if (n == 0) {
+            agglo_fail(err, AGGLO_E_DATA, "the text is not UTF-8");
+            return agglo_at(err, "'%s'", text);
+        }
+        p += n;
+    }
+    return AGGLO_OK;
+}
+
 agglo_status agglo_st_writer_meta(agglo_st_writer *writer, const char *key, const char *value, agglo_err *err)
 {
-    meta_pair *meta = grow(writer->meta, writer->n_meta, &writer->meta_capacity, sizeof *meta, err);
+    meta_pair *meta;
 
+    if (check_text(key, err) != AGGLO_OK || check_text(value, err) != AGGLO_OK) {
+        return agglo_at(err, "%s", metadata_key);
+    }
+    meta = grow(writer->meta, writer->n_meta, &writer->meta_capacity, sizeof *meta, err);
     if (meta == NULL) {
         return err->status;
     }
@@ -441,6 +477,9 @@ agglo_status agglo_st_writer_add(agglo_st_writer *writer, const char *name, aggl
             break;
         }
     }
+    if (check_text(name, err) != AGGLO_OK) {
+        return agglo_at(err, "tensor");
+    }
     tensors = grow(writer->tensors, writer->n_tensors, &writer->tensor_capacity, sizeof *tensors, err);
     if (tensors == NULL) {
         return err->status;
@@ -463,7 +502,7 @@ static int by_key(const void *a, const void *b)
     return strcmp(((const meta_pair *)a)->key, ((const meta_pair *)b)->key);
 }
 
-/* Put `value` (a new reference, NULL: not UTF-8 or no memory) under a key that is not there yet. */
+/* Put `value` (a new reference, NULL: no memory) under a key that is not there yet. */
 static agglo_status put(json_t *object, const char *key, json_t *value, agglo_err *err)
 {
     if (json_object_get(object, key) != NULL) {
@@ -471,25 +510,32 @@ static agglo_status put(json_t *object, const char *key, json_t *value, agglo_er
         agglo_fail(err, AGGLO_E_DATA, "the name comes twice");
         return agglo_at(err, "'%s'", key);
     }
-    if (value == NULL || json_object_set_new(object, key, value) != 0) {
-        agglo_fail(err, AGGLO_E_DATA, "the text is not UTF-8, or there is no memory for it");
-        return agglo_at(err, "'%s'", key);
+    if (value == NULL || json_object_set_new_nocheck(object, key, value) != 0) {
+        return agglo_fail(err, AGGLO_E_MEMORY, "out of memory for the header");
     }
     return AGGLO_OK;
 }
 
+/* A new reference, NULL: no memory. */
 static json_t *header_entry(const agglo_st_tensor *t, size_t begin)
 {
-    json_t *shape = json_array();
+    json_t *entry = json_object(), *shape = json_array(), *offsets = json_array();
+    bool failed = false;
 
+    /* jansson takes a new value over also when the call fails, and accepts NULL everywhere */
     for (int i = 0; i < t->rank; i++) {
-        if (json_array_append_new(shape, json_integer(t->shape[i])) != 0) {
-            json_decref(shape);
-            return NULL;
-        }
+        failed |= json_array_append_new(shape, json_integer(t->shape[i])) != 0;
     }
-    return json_pack("{s:s, s:o, s:[I, I]}", "dtype", t->dtype_text, "shape", shape, "data_offsets", (json_int_t)begin,
-                     (json_int_t)(begin + t->n_bytes));
+    failed |= json_array_append_new(offsets, json_integer((json_int_t)begin)) != 0;
+    failed |= json_array_append_new(offsets, json_integer((json_int_t)(begin + t->n_bytes))) != 0;
+    failed |= json_object_set_new(entry, "dtype", json_string(t->dtype_text)) != 0;
+    failed |= json_object_set_new(entry, "shape", shape) != 0;
+    failed |= json_object_set_new(entry, "data_offsets", offsets) != 0;
+    if (failed) {
+        json_decref(entry);
+        return NULL;
+    }
+    return entry;
 }
 
 static agglo_status make_header(agglo_st_writer *writer, json_t *header, agglo_err *err)
@@ -504,7 +550,7 @@ static agglo_status make_header(agglo_st_writer *writer, json_t *header, agglo_e
         }
         qsort(writer->meta, writer->n_meta, sizeof *writer->meta, by_key);
         for (size_t i = 0; i < writer->n_meta; i++) {
-            if (put(meta, writer->meta[i].key, json_string(writer->meta[i].value), err) != AGGLO_OK) {
+            if (put(meta, writer->meta[i].key, json_string_nocheck(writer->meta[i].value), err) != AGGLO_OK) {
                 return agglo_at(err, "%s", metadata_key);
             }
         }

@@ -37,7 +37,7 @@ agglo_status agglo_safetensors_parse(agglo_safetensors **out, agglo_bytes bytes,
 void agglo_safetensors_close(agglo_safetensors *st);
 
 size_t agglo_safetensors_count(const agglo_safetensors *st);
-const agglo_st_tensor *agglo_safetensors_at(const agglo_safetensors *st, size_t i); /* in order of name */
+const agglo_st_tensor *agglo_safetensors_at(const agglo_safetensors *st, size_t i);           /* in order of name */
 const agglo_st_tensor *agglo_safetensors_find(const agglo_safetensors *st, const char *name); /* NULL: none */
 const char *agglo_safetensors_meta(const agglo_safetensors *st, const char *key);             /* NULL: none */
 /* The i-th metadata pair in file order; false behind the last. */
@@ -46,14 +46,14 @@ const char *agglo_safetensors_path(const agglo_safetensors *st);
 /* sha256 of the whole file, lower-case hex, computed at the first call. */
 agglo_status agglo_safetensors_sha256(agglo_safetensors *st, agglo_sha256 *out, agglo_err *err);
 
-/* Writing. Tensors and texts are borrowed until the write. */
+/* Writing. Tensors and texts are borrowed until the write; texts that are not UTF-8 are refused (AGGLO_E_DATA). */
 typedef struct agglo_st_writer agglo_st_writer;
 
 agglo_status agglo_st_writer_new(agglo_st_writer **out, agglo_err *err);
 agglo_status agglo_st_writer_meta(agglo_st_writer *writer, const char *key, const char *value, agglo_err *err);
 /* A name may come once. data is row-major, of `dtype` (not AGGLO_DTYPE_OTHER). */
-agglo_status agglo_st_writer_add(agglo_st_writer *writer, const char *name, agglo_dtype dtype, int rank, const int64_t *shape,
-                                 const void *data, agglo_err *err);
+agglo_status agglo_st_writer_add(agglo_st_writer *writer, const char *name, agglo_dtype dtype, int rank,
+                                 const int64_t *shape, const void *data, agglo_err *err);
 /* Equal content gives equal bytes: widest dtype first, then by name; metadata sorted by key; padded to 8. */
 agglo_status agglo_st_writer_write(agglo_st_writer *writer, const char *path, agglo_err *err);
 void agglo_st_writer_free(agglo_st_writer *writer);

@@ -2,7 +2,6 @@
 #include "base/yaml.h"
 
 #include <errno.h>
-#include <locale.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -12,7 +11,7 @@
 
 #include "base/fs.h"
 
-enum { MAX_BYTES = 1 << 20, MAX_DEPTH = 16 };
+enum { MAX_BYTES = 1 << 20, MAX_DEPTH = 16, MAX_KEYS = 4096 };
 
 /* ---- parsing ---- */
 
@@ -89,6 +88,9 @@ static agglo_status read_members(reader *r, int depth, agglo_yaml *out)
         if (out->kind == AGGLO_YAML_MAP) {
             if (read_node(r, &event, depth, &key) != AGGLO_OK) {
                 return r->err->status;
+            }
+            if (out->n == MAX_KEYS) { /* the search for duplicates below is quadratic */
+                return fail_at(r, (size_t)key.line - 1, "a map of too many keys");
             }
             if (key.kind != AGGLO_YAML_SCALAR) {
                 return fail_at(r, (size_t)key.line - 1, "a key must be a word");
@@ -284,6 +286,9 @@ agglo_status agglo_yaml_int(const agglo_yaml *node, int64_t min, int64_t max, in
     if (node->quoted || digits[0] == '\0' || strspn(digits, "0123456789") != strlen(digits)) {
         return agglo_yaml_fail(node, err, "expected a whole number");
     }
+    if (digits[0] == '0' && digits[1] != '\0') { /* octal to some readers of YAML, decimal to others */
+        return agglo_yaml_fail(node, err, "a whole number may not start with 0");
+    }
     errno = 0;
     value = strtoll(node->text, NULL, 10);
     if (errno != 0 || value < min || value > max) {
@@ -297,17 +302,11 @@ agglo_status agglo_yaml_int(const agglo_yaml *node, int64_t min, int64_t max, in
 agglo_status agglo_yaml_double(const agglo_yaml *node, double min, double max, double *out, agglo_err *err)
 {
     const char *text = node->kind == AGGLO_YAML_SCALAR ? node->text : "";
-    locale_t plain = newlocale(LC_ALL_MASK, "C", (locale_t)0);
     char *end = NULL;
-    double value;
+    double value = strtod(text, &end); /* in the C locale: nothing here calls setlocale */
 
-    if (plain == (locale_t)0) {
-        return agglo_fail(err, AGGLO_E_MEMORY, "out of memory reading a number");
-    }
-    value = strtod_l(text, &end, plain);
-    freelocale(plain);
-    if (node->quoted || text[0] == '\0' || strspn(text, "0123456789+-.eE") != strlen(text) || *end != '\0' ||
-        end == text) {
+    /* strtod also takes leading space, hexadecimal, inf and nan */
+    if (node->quoted || text[0] == '\0' || *end != '\0' || strspn(text, "0123456789+-.eE") != strlen(text)) {
         return agglo_yaml_fail(node, err, "expected a number");
     }
     if (!isfinite(value) || value < min || value > max) {
@@ -365,21 +364,33 @@ const char *agglo_nearest(const char *word, const char *const *candidates, size_
 
 static agglo_status read_choice(const agglo_yaml *node, const agglo_field *field, int *out, agglo_err *err)
 {
-    const char *text;
-    size_t n = 0;
+    char allowed[160] = "";
+    const char *near;
+    size_t n = 0, used = 0;
 
-    if (agglo_yaml_string(node, &text, err) != AGGLO_OK) {
-        return err->status;
-    }
     for (; field->choices[n] != NULL; n++) {
-        if (strcmp(field->choices[n], text) == 0) {
+        if (node->kind == AGGLO_YAML_SCALAR && strcmp(field->choices[n], node->text) == 0) {
             *out = (int)n;
             return AGGLO_OK;
         }
+        if (used < sizeof allowed) {
+            used +=
+                (size_t)snprintf(allowed + used, sizeof allowed - used, "%s%s", n > 0 ? ", " : "", field->choices[n]);
+        }
     }
-    text = agglo_nearest(node->text, field->choices, n);
-    return agglo_yaml_fail(node, err, "unknown value '%s', did you mean '%s'?", node->text,
-                           text != NULL ? text : field->choices[0]);
+    if (node->kind != AGGLO_YAML_SCALAR) {
+        return agglo_yaml_fail(node, err, "expected one of: %s", allowed);
+    }
+    near = agglo_nearest(node->text, field->choices, n);
+    return near != NULL ? agglo_yaml_fail(node, err, "unknown value '%.32s', did you mean '%s'? Allowed: %s",
+                                          node->text, near, allowed)
+                        : agglo_yaml_fail(node, err, "unknown value '%.32s', allowed: %s", node->text, allowed);
+}
+
+/* A limit of a table is a double; one beyond what an int64_t holds means no limit. */
+static int64_t int_limit(double limit)
+{
+    return limit >= 0x1p63 ? INT64_MAX : limit < -0x1p63 ? INT64_MIN : (int64_t)limit;
 }
 
 static agglo_status read_field(const agglo_yaml *node, const agglo_field *field, void *at, void *context,
@@ -391,7 +402,7 @@ static agglo_status read_field(const agglo_yaml *node, const agglo_field *field,
     case AGGLO_FIELD_STRING:
         return agglo_yaml_string(node, at, err);
     case AGGLO_FIELD_INT:
-        return agglo_yaml_int(node, (int64_t)field->min, (int64_t)field->max, at, err);
+        return agglo_yaml_int(node, int_limit(field->min), int_limit(field->max), at, err);
     case AGGLO_FIELD_DOUBLE:
         return agglo_yaml_double(node, field->min, field->max, at, err);
     case AGGLO_FIELD_BOOL:
