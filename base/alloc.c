@@ -28,7 +28,7 @@ void *agglo_alloc(size_t count, size_t size, agglo_err *err)
     size_t n_bytes;
     void *block;
 
-    if (!agglo_size_mul(count, size, &n_bytes) || n_bytes > SIZE_MAX - AGGLO_ALIGN) {
+    if (!agglo_size_mul(count, size, &n_bytes) || n_bytes > PTRDIFF_MAX - AGGLO_ALIGN) {
         agglo_fail(err, AGGLO_E_MEMORY, "%zu x %zu bytes is more than can be addressed", count, size);
         return NULL;
     }

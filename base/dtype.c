@@ -56,7 +56,7 @@ void agglo_dtype_to_f32(float *dst, const void *src, agglo_dtype dtype, size_t n
         }
         return;
     default:
-        AGGLO_ASSERT(!"a floating dtype");
+        agglo_assert_failed("a floating dtype", __FILE__, __LINE__);
     }
 }
 
@@ -81,6 +81,6 @@ void agglo_dtype_from_f32(void *dst, const float *src, agglo_dtype dtype, size_t
         }
         return;
     default:
-        AGGLO_ASSERT(!"a floating dtype");
+        agglo_assert_failed("a floating dtype", __FILE__, __LINE__);
     }
 }
