@@ -1,7 +1,6 @@
 /* Strict JSON over jansson; see json.h. */
 #include "base/json.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #include "base/hash.h"
@@ -11,11 +10,14 @@ agglo_status agglo_json_parse(const char *text, size_t n_bytes, json_t **out, ag
     json_error_t error;
 
     *out = json_loadb(text, n_bytes, JSON_REJECT_DUPLICATES, &error);
-    if (*out == NULL) {
-        return agglo_fail(err, json_error_code(&error) == json_error_out_of_memory ? AGGLO_E_MEMORY : AGGLO_E_DATA,
-                          "line %d column %d: %s", error.line, error.column, error.text);
+    if (*out != NULL) {
+        return AGGLO_OK;
     }
-    return AGGLO_OK;
+    /* jansson has no text for an allocation that fails before it reads anything */
+    if (json_error_code(&error) == json_error_out_of_memory || error.text[0] == '\0') {
+        return agglo_fail(err, AGGLO_E_MEMORY, "out of memory parsing JSON");
+    }
+    return agglo_fail(err, AGGLO_E_DATA, "line %d column %d: %s", error.line, error.column, error.text);
 }
 
 agglo_status agglo_json_read(const char *path, size_t max_bytes, json_t **out, agglo_err *err)
@@ -36,38 +38,41 @@ agglo_status agglo_json_read(const char *path, size_t max_bytes, json_t **out, a
     return err->status;
 }
 
-static agglo_status dump(const json_t *value, size_t flags, char **out, agglo_err *err)
+/* The printed value and `behind` it, in a new string. */
+static char *print(const json_t *value, size_t flags, const char *behind, agglo_err *err)
 {
-    *out = json_dumps(value, flags | JSON_ENCODE_ANY | JSON_REAL_PRECISION(17));
-    return *out != NULL ? AGGLO_OK : agglo_fail(err, AGGLO_E_MEMORY, "out of memory printing JSON");
+    size_t n_behind = strlen(behind), n, n_again;
+    char *text;
+
+    flags |= JSON_ENCODE_ANY | JSON_REAL_PRECISION(17);
+    n = json_dumpb(value, NULL, 0, flags);
+    text = n > 0 ? agglo_alloc(n + n_behind + 1, 1, err) : NULL;
+    n_again = text != NULL ? json_dumpb(value, text, n, flags) : n;
+    if (n == 0 || n_again != n) {
+        agglo_free(text);
+        agglo_fail(err, AGGLO_E_MEMORY, "out of memory printing JSON");
+        return NULL;
+    }
+    if (text != NULL) {
+        memcpy(text + n, behind, n_behind);
+    }
+    return text;
 }
 
 agglo_status agglo_json_write(const char *path, const json_t *value, agglo_err *err)
 {
-    char *text, *line = NULL;
+    char *text = print(value, JSON_INDENT(2), "\n", err);
 
-    if (dump(value, JSON_INDENT(2), &text, err) != AGGLO_OK) {
-        return err->status;
+    if (text != NULL) {
+        agglo_file_write(path, text, strlen(text), err);
     }
-    line = agglo_format(err, "%s\n", text);
-    free(text);
-    if (line != NULL) {
-        agglo_file_write(path, line, strlen(line), err);
-    }
-    agglo_free(line);
+    agglo_free(text);
     return err->status;
 }
 
 char *agglo_json_line(const json_t *value, agglo_err *err)
 {
-    char *text, *copy;
-
-    if (dump(value, JSON_COMPACT, &text, err) != AGGLO_OK) {
-        return NULL;
-    }
-    copy = agglo_strdup(text, err);
-    free(text);
-    return copy;
+    return print(value, JSON_COMPACT, "", err);
 }
 
 static const char *type_name(json_type type)
