@@ -14,18 +14,46 @@
 
 #define DESCRIPTION_MAX_BYTES ((size_t)16 << 20)
 #define DEFAULT_OPEN_UNITS    64
+#define GROUPS_MAX            1024
 
 /* ---- description files ---- */
 
-/* Write `text` whole to a new file. */
-static agglo_status write_synced(const char *path, const char *text, size_t n, agglo_err *err)
+/* Open a new file beside `path`, under a temporary name in *temp (agglo_free). A name that is taken (another machine's process of our number,
+ * or one that was killed) is left alone, and the next one tried. -1 on failure. */
+static int open_temp(const char *path, char **temp, agglo_err *err)
 {
-    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    static atomic_uint serial;
+    char *dir = agglo_path_dir(path, err);
+    int fd = -1;
+
+    *temp = NULL;
+    while (fd < 0 && dir != NULL) {
+        *temp = agglo_format(err, "%s/.tmp-%ld-%u-%s", dir, (long)getpid(), atomic_fetch_add(&serial, 1u),
+                             agglo_path_base(path));
+        if (*temp == NULL) {
+            break;
+        }
+        fd = open(*temp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+        if (fd < 0) {
+            int code = errno;
+
+            agglo_free(*temp);
+            *temp = NULL;
+            if (code != EEXIST) {
+                agglo_fail(err, AGGLO_E_IO, "%s", strerror(code));
+                break;
+            }
+        }
+    }
+    agglo_free(dir);
+    return fd;
+}
+
+/* Write `text` whole, sync and close. */
+static agglo_status write_synced(int fd, const char *text, size_t n, agglo_err *err)
+{
     int code;
 
-    if (fd < 0) {
-        return agglo_fail(err, AGGLO_E_IO, "%s", strerror(errno));
-    }
     while (n > 0) {
         ssize_t done = write(fd, text, n);
 
@@ -48,16 +76,12 @@ static agglo_status write_synced(const char *path, const char *text, size_t n, a
 /* Make `path` hold `root` unless it exists: the first link() wins, and what it linked was whole. */
 static agglo_status publish(const char *path, const json_t *root, agglo_err *err)
 {
-    static atomic_uint serial;
     const size_t flags = JSON_INDENT(2) | JSON_PRESERVE_ORDER, n = json_dumpb(root, NULL, 0, flags);
     char *dir = agglo_path_dir(path, err), *temp = NULL, *text = NULL;
     agglo_status status = AGGLO_E_MEMORY;
     int fd;
 
-    if (dir == NULL ||
-        (temp = agglo_format(err, "%s/.tmp-%ld-%u-%s", dir, (long)getpid(), atomic_fetch_add(&serial, 1u),
-                             agglo_path_base(path))) == NULL ||
-        (text = agglo_alloc(n + 1, 1, err)) == NULL) {
+    if (dir == NULL || (text = agglo_alloc(n + 1, 1, err)) == NULL) {
         goto done;
     }
     if (n == 0 || json_dumpb(root, text, n, flags) != n) {
@@ -65,7 +89,12 @@ static agglo_status publish(const char *path, const json_t *root, agglo_err *err
         goto done;
     }
     text[n] = '\n';
-    status = write_synced(temp, text, n + 1, err);
+    fd = open_temp(path, &temp, err);
+    if (fd < 0) {
+        status = err->status;
+        goto done;
+    }
+    status = write_synced(fd, text, n + 1, err);
     if (status == AGGLO_OK && link(temp, path) != 0 && errno != EEXIST) {
         status = agglo_fail(err, AGGLO_E_IO, "%s", strerror(errno));
     }
@@ -112,6 +141,25 @@ static agglo_status check_format(const json_t *root, agglo_err *err)
 
 /* ---- cache.json ---- */
 
+/* Names that a unit's file may carry, each once. */
+static agglo_status check_groups(const agglo_cache_group *groups, size_t n_groups, agglo_err *err)
+{
+    for (size_t i = 0; i < n_groups; i++) {
+        agglo_unit_id id = {.teacher = "any"};
+
+        memcpy(id.group, groups[i].name, sizeof id.group);
+        if (agglo_unit_id_check(&id, err) != AGGLO_OK) {
+            return err->status;
+        }
+        for (size_t k = 0; k < i; k++) {
+            if (strcmp(groups[k].name, groups[i].name) == 0) {
+                return agglo_fail(err, AGGLO_E_CONFIG, "view group %s stands there twice", groups[i].name);
+            }
+        }
+    }
+    return AGGLO_OK;
+}
+
 /* Groups of a parsed cache.json into a new array (agglo_free), parameters borrowed from it. */
 static agglo_status parse_groups(const json_t *root, agglo_cache_group **out, size_t *n, agglo_err *err)
 {
@@ -123,6 +171,9 @@ static agglo_status parse_groups(const json_t *root, agglo_cache_group **out, si
         return err->status;
     }
     *n = json_array_size(list);
+    if (*n > GROUPS_MAX) {
+        return agglo_fail(err, AGGLO_E_DATA, "%zu view groups, at most %d", *n, GROUPS_MAX);
+    }
     groups = agglo_alloc(*n, sizeof *groups, err);
     if (groups == NULL) {
         return err->status;
@@ -136,6 +187,10 @@ static agglo_status parse_groups(const json_t *root, agglo_cache_group **out, si
             return agglo_at(err, "groups[%zu]", i);
         }
         groups[i].parameters = json_object_get(item, "parameters");
+    }
+    if (check_groups(groups, *n, err) != AGGLO_OK) {
+        agglo_free(groups);
+        return err->status = AGGLO_E_DATA;
     }
     *out = groups;
     return AGGLO_OK;
@@ -166,7 +221,7 @@ agglo_status agglo_cache_create(const char *path, const agglo_cache_group *group
     agglo_cache_group *present = NULL;
     size_t n_present = 0;
 
-    if (file == NULL || agglo_make_dirs(path, err) != AGGLO_OK) {
+    if (file == NULL || check_groups(groups, n_groups, err) != AGGLO_OK || agglo_make_dirs(path, err) != AGGLO_OK) {
         goto fail;
     }
     if (!agglo_path_exists(file)) {
@@ -295,15 +350,45 @@ static json_t *print_teacher(const agglo_cache_teacher *teacher)
     return root;
 }
 
-agglo_status agglo_cache_add_teacher(const char *path, const agglo_cache_teacher *teacher, agglo_err *err)
+/* What could be written but never read back, or never be filled, is refused before it is written. */
+static agglo_status check_teacher(const agglo_cache_teacher *teacher, agglo_err *err)
 {
     agglo_unit_id id = {.group = "main"};
+    agglo_record_info info = {.codec = agglo_codec_of(teacher->codec)};
+
+    memcpy(id.teacher, teacher->name, sizeof id.teacher);
+    if (agglo_unit_id_check(&id, err) != AGGLO_OK) {
+        return err->status;
+    }
+    for (size_t i = 0; i < AGGLO_COUNT(teacher_fields); i++) {
+        int number = 0;
+
+        if (teacher_fields[i].size == 0) {
+            memcpy(&number, (const char *)teacher + teacher_fields[i].offset, sizeof number);
+        }
+        if (number < 0 || number > UINT16_MAX) {
+            return agglo_fail(err, AGGLO_E_CONFIG, "%s is %d, allowed are 0 to %d", teacher_fields[i].name, number,
+                              UINT16_MAX);
+        }
+    }
+    info.grid_h = (uint16_t)teacher->grid_h;
+    info.grid_w = (uint16_t)teacher->grid_w;
+    info.summary_dim = (uint16_t)teacher->summary_dim;
+    info.spatial_dim = (uint16_t)teacher->spatial_dim;
+    if (agglo_record_max_bytes(&info) == 0) {
+        return agglo_fail(err, AGGLO_E_CONFIG, "no record under codec %s holds %d + %dx%dx%d values", teacher->codec,
+                          teacher->summary_dim, teacher->grid_h, teacher->grid_w, teacher->spatial_dim);
+    }
+    return AGGLO_OK;
+}
+
+agglo_status agglo_cache_add_teacher(const char *path, const agglo_cache_teacher *teacher, agglo_err *err)
+{
     agglo_cache_teacher present;
     char *dir = NULL, *file = NULL;
     json_t *root = NULL;
 
-    memcpy(id.teacher, teacher->name, sizeof id.teacher);
-    if (agglo_unit_id_check(&id, err) != AGGLO_OK || (dir = agglo_path_join(path, teacher->name, err)) == NULL ||
+    if (check_teacher(teacher, err) != AGGLO_OK || (dir = agglo_path_join(path, teacher->name, err)) == NULL ||
         (file = agglo_path_join(dir, "teacher.json", err)) == NULL || agglo_make_dirs(dir, err) != AGGLO_OK) {
         goto fail;
     }

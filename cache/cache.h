@@ -34,10 +34,10 @@ typedef struct agglo_cache_teacher {
 } agglo_cache_teacher;
 
 /* Make the directory and cache.json if they are missing; otherwise AGGLO_E_MISMATCH when a group of the same name differs. Groups that are
- * new are an error too (written once): AGGLO_E_MISMATCH names them. Several processes may do this at once: first by link() wins. */
+ * new are an error too (written once): AGGLO_E_MISMATCH names them. AGGLO_E_CONFIG: a name that is none, or stands there twice. Several processes may do this at once: first by link() wins. */
 agglo_status agglo_cache_create(const char *path, const agglo_cache_group *groups, size_t n_groups, agglo_err *err);
 
-/* The same for CACHE/TEACHER/teacher.json. */
+/* The same for CACHE/TEACHER/teacher.json. AGGLO_E_CONFIG: a name that is none, or a geometry that no record holds. */
 agglo_status agglo_cache_add_teacher(const char *path, const agglo_cache_teacher *teacher, agglo_err *err);
 
 typedef struct agglo_cache agglo_cache;

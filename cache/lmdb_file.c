@@ -16,6 +16,7 @@
 
 #define KEY_BYTES         5
 #define TRANSACTION_BYTES (UINT64_C(64) << 20)
+#define MAP_BYTES_MAX     ((size_t)1 << 46) /* half of the address space that x86-64 gives a process */
 #define FILE_MODE         0644
 
 struct agglo_lmdb_writer {
@@ -56,17 +57,17 @@ static bool map_bound(size_t max_bytes, uint64_t max_records, size_t *out)
     const size_t page = (size_t)sysconf(_SC_PAGESIZE);
     size_t per_record, payload, n_transactions;
 
-    if (max_records > SIZE_MAX / 2 || !agglo_size_add(max_bytes, 16 + page - 1, &per_record)) {
+    if (max_bytes > UINT32_MAX || max_records > SIZE_MAX) { /* LMDB holds no longer values */
         return false;
     }
-    per_record = (per_record / page + 3) * page;
+    per_record = ((max_bytes + 16 + page - 1) / page + 3) * page;
     if (!agglo_size_mul(max_bytes, (size_t)max_records, &payload)) {
         return false;
     }
     n_transactions = payload / TRANSACTION_BYTES + 2;
     return agglo_size_mul(per_record, (size_t)max_records, &payload) &&
            agglo_size_mul(n_transactions, 64 * page, &n_transactions) && agglo_size_add(payload, n_transactions, out) &&
-           agglo_size_add(*out, 1 << 20, out) && *out <= (size_t)1 << 46;
+           agglo_size_add(*out, 1 << 20, out) && *out <= MAP_BYTES_MAX;
 }
 
 agglo_status agglo_lmdb_writer_new(agglo_lmdb_writer **out, const char *path, size_t max_bytes, uint64_t max_records,

@@ -178,6 +178,45 @@ static agglo_status get_u32(const json_t *object, const char *key, uint32_t *out
     return status;
 }
 
+/* Every sample left out has its place and a reason; its key is null where it was no UTF-8. */
+static agglo_status check_skipped(const json_t *skipped, agglo_err *err)
+{
+    for (size_t i = 0; i < json_array_size(skipped); i++) {
+        const json_t *entry = json_array_get(skipped, i), *key = json_object_get(entry, "key");
+        const char *reason;
+        uint32_t ordinal;
+
+        if (get_u32(entry, "ordinal", &ordinal, err) != AGGLO_OK ||
+            agglo_json_get_string(entry, "reason", &reason, err) != AGGLO_OK) {
+            return agglo_at(err, "skipped[%zu]", i);
+        }
+        if (!json_is_null(key) && !json_is_string(key)) {
+            agglo_fail(err, AGGLO_E_DATA, "key 'key' is neither a string nor null");
+            return agglo_at(err, "skipped[%zu]", i);
+        }
+    }
+    return AGGLO_OK;
+}
+
+/* Counts that no unit can have are refused, so that whoever sizes something by them is safe. */
+static agglo_status check_counts(const agglo_manifest *m, agglo_err *err)
+{
+    const uint64_t n_views = (uint64_t)(m->id.view_last - m->id.view_first) + 1;
+
+    if (m->first_ordinal > m->last_ordinal ||
+        m->n_records > ((uint64_t)m->last_ordinal - m->first_ordinal + 1) * n_views) {
+        return agglo_fail(err, AGGLO_E_DATA,
+                          "samples %" PRIu32 " to %" PRIu32 " in %" PRIu64 " views cannot have %" PRIu64 " records",
+                          m->first_ordinal, m->last_ordinal, n_views, m->n_records);
+    }
+    if (m->n_records == 0 ? m->payload_bytes != 0 : m->payload_bytes > m->file_bytes) {
+        return agglo_fail(err, AGGLO_E_DATA,
+                          "%" PRIu64 " records of %" PRIu64 " bytes cannot stand in a file of %" PRIu64, m->n_records,
+                          m->payload_bytes, m->file_bytes);
+    }
+    return AGGLO_OK;
+}
+
 static agglo_status parse_members(const json_t *root, agglo_manifest *out, agglo_err *err)
 {
     const json_t *provenance, *skipped;
@@ -218,7 +257,7 @@ static agglo_status parse_members(const json_t *root, agglo_manifest *out, agglo
         return err->status;
     }
     out->n_skipped = (uint32_t)json_array_size(skipped);
-    return AGGLO_OK;
+    return check_skipped(skipped, err) == AGGLO_OK ? check_counts(out, err) : err->status;
 }
 
 agglo_status agglo_manifest_parse(const char *text, size_t n_bytes, agglo_manifest *out, agglo_err *err)

@@ -48,8 +48,7 @@ size_t agglo_record_max_bytes(const agglo_record_info *info)
 {
     record_sizes sizes;
 
-    AGGLO_ASSERT(sizes_of(info, &sizes));
-    return sizes.record;
+    return sizes_of(info, &sizes) ? sizes.record : 0;
 }
 
 agglo_status agglo_record_encode(const agglo_record_info *info, const float *summary, const float *spatial,

@@ -43,7 +43,7 @@ typedef struct agglo_record {
     agglo_bytes summary, spatial;
 } agglo_record;
 
-/* Bytes that agglo_record_encode writes at most. */
+/* Bytes that agglo_record_encode writes at most; 0 when no record can hold this geometry (unknown codec, 4 GiB or more). */
 size_t agglo_record_max_bytes(const agglo_record_info *info);
 
 /* Encode summary[summary_dim] and spatial[grid_h * grid_w * spatial_dim] into out; *n_bytes is set. AGGLO_E_DATA if a value is not finite, or

@@ -72,8 +72,9 @@ agglo_status agglo_unit_writer_skip(agglo_unit_writer *writer, uint32_t ordinal,
     json_t *entry = json_pack("{s:I, s:s?, s:s?}", "ordinal", (json_int_t)ordinal, "key", NULL, "reason", reason);
     json_t *name = json_string(key);
 
-    if (name != NULL && entry != NULL) {
-        json_object_set(entry, "key", name);
+    if (name != NULL && entry != NULL && json_object_set(entry, "key", name) != 0) {
+        json_decref(entry);
+        entry = NULL;
     }
     json_decref(name);
     if (entry == NULL || json_array_append_new(writer->skipped, entry) != 0) {
@@ -84,7 +85,8 @@ agglo_status agglo_unit_writer_skip(agglo_unit_writer *writer, uint32_t ordinal,
     return AGGLO_OK;
 }
 
-/* A finished unit never changes: one of other content under our name is not replaced. A damaged manifest is no unit. */
+/* A finished unit never changes: one of other content under our name is not replaced. A damaged manifest is no unit; one that cannot be
+ * read now, or that a later version wrote, may well be one. */
 static agglo_status check_present(const agglo_unit_writer *writer, agglo_err *err)
 {
     const agglo_manifest *m = &writer->manifest;
@@ -92,7 +94,12 @@ static agglo_status check_present(const agglo_unit_writer *writer, agglo_err *er
     agglo_err unreadable = {0};
 
     if (agglo_manifest_read(writer->cache, &m->id, &present, &unreadable) != AGGLO_OK) {
-        return AGGLO_OK;
+        if (unreadable.status == AGGLO_E_NOT_FOUND || unreadable.status == AGGLO_E_DATA ||
+            unreadable.status == AGGLO_E_MISMATCH) {
+            return AGGLO_OK;
+        }
+        *err = unreadable;
+        return err->status;
     }
     if (agglo_provenance_compare(&present.provenance, &m->provenance, err) != AGGLO_OK) {
         return agglo_at(err, "%s", writer->manifest_path);

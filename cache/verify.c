@@ -6,8 +6,8 @@
 typedef struct check {
     const agglo_manifest *manifest;
     uint64_t n_records, payload_bytes;
-    uint64_t last_key;
-    agglo_record_info first; /* all records of a unit have one geometry */
+    uint64_t first_key, last_key; /* ordinal << 8 | view */
+    agglo_record_info first;      /* all records of a unit have one geometry */
 } check;
 
 static agglo_status check_record(void *context, uint32_t ordinal, int view, agglo_bytes bytes, agglo_err *err)
@@ -37,6 +37,7 @@ static agglo_status check_record(void *context, uint32_t ordinal, int view, aggl
     }
     if (c->n_records == 0) {
         c->first = record.info;
+        c->first_key = key;
     }
     if (record.info.grid_h != c->first.grid_h || record.info.grid_w != c->first.grid_w ||
         record.info.summary_dim != c->first.summary_dim || record.info.spatial_dim != c->first.spatial_dim ||
@@ -67,9 +68,13 @@ agglo_status agglo_unit_verify(const char *cache, const agglo_unit_id *id, agglo
         goto done;
     }
     if (c.n_records != c.manifest->n_records || c.payload_bytes != c.manifest->payload_bytes) {
-        agglo_fail(err, AGGLO_E_DATA,
-                   "%" PRIu64 " records of %" PRIu64 " bytes, the manifest says %" PRIu64 " of %" PRIu64, c.n_records,
-                   c.payload_bytes, c.manifest->n_records, c.manifest->payload_bytes);
+        status = agglo_fail(err, AGGLO_E_DATA,
+                            "%" PRIu64 " records of %" PRIu64 " bytes, its manifest says %" PRIu64 " of %" PRIu64,
+                            c.n_records, c.payload_bytes, c.manifest->n_records, c.manifest->payload_bytes);
+    } else if (c.first_key >> 8 != c.manifest->first_ordinal || c.last_key >> 8 != c.manifest->last_ordinal) {
+        status = agglo_fail(err, AGGLO_E_DATA,
+                            "samples %" PRIu64 " to %" PRIu64 ", its manifest says %" PRIu32 " to %" PRIu32,
+                            c.first_key >> 8, c.last_key >> 8, c.manifest->first_ordinal, c.manifest->last_ordinal);
     }
 done:
     agglo_unit_close(unit);

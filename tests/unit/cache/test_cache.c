@@ -62,6 +62,82 @@ static void descriptions_are_written_once(void **state)
     assert_fails(agglo_cache_add_teacher(dir, &teacher, &err), AGGLO_E_MISMATCH, "grid_h: found 8, expected 9");
     strcpy(teacher.name, "../clip");
     assert_fails(agglo_cache_add_teacher(dir, &teacher, &err), AGGLO_E_CONFIG, "cannot name a teacher");
+    strcpy(teacher.name, "large");
+    teacher.grid_h = teacher.grid_w = teacher.spatial_dim = 2000;
+    assert_fails(agglo_cache_add_teacher(dir, &teacher, &err), AGGLO_E_CONFIG, "no record under codec fp16");
+    teacher.grid_h = 65536;
+    assert_fails(agglo_cache_add_teacher(dir, &teacher, &err), AGGLO_E_CONFIG, "grid_h is 65536");
+    assert_false(agglo_path_exists(test_path(dir, "large")));
+    groups[1] = groups[0];
+    assert_fails(agglo_cache_create(test_path(dir, "a"), groups, 2, &err), AGGLO_E_CONFIG, "stands there twice");
+    strcpy(groups[0].name, "../main");
+    assert_fails(agglo_cache_create(test_path(dir, "a"), groups, 1, &err), AGGLO_E_CONFIG, "cannot name a view group");
+    assert_false(agglo_path_exists(test_path(dir, "a")));
+}
+
+/* Descriptions come from anywhere: each of these is refused when the cache is opened, by name. */
+static void hostile_descriptions(void **state)
+{
+    static const struct {
+        const char *file, *text, *line;
+    } cases[] = {
+        {"cache.json", "{\"format\": 1, \"groups\": [{\"name\": \"../x\", \"fingerprint\": \"a\"}]}",
+         "cannot name a view group"},
+        {"cache.json", "{\"format\": 1, \"groups\": [{\"name\": \"\", \"fingerprint\": \"a\"}]}", "view group"},
+        {"cache.json",
+         "{\"format\": 1, \"groups\": [{\"name\": \"a\", \"fingerprint\": \"a\"}, {\"name\": \"a\", \"fingerprint\": "
+         "\"b\"}]}",
+         "stands there twice"},
+        {"cache.json", "{\"format\": 1, \"groups\": [7]}", "groups[0]"},
+        {"cache.json", "{\"format\": 2, \"groups\": []}", "this build reads 1"},
+        {"cache.json", "{\"format\": 1, \"groups\": ", "line 1"},
+        {"clip/teacher.json", "{\"format\": 1, \"name\": \"../clip\"}", "'arch' is missing"},
+        {"clip/teacher.json", "[]", "'format' is missing"},
+        {"clip/teacher.json",
+         "{\"format\": 1, \"name\": \"../clip\", \"arch\": \"\", \"weights\": \"\", \"preprocess\": \"\", \"codec\": "
+         "\"\","
+         " \"options\": \"\", \"input\": 1, \"patch\": 1, \"grid_h\": 1, \"grid_w\": 1, \"summary_dim\": 1, "
+         "\"spatial_dim\": 1}",
+         "it describes teacher ../clip"},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < AGGLO_COUNT(cases); i++) {
+        const char *dir = some_cache(0);
+        agglo_cache *cache = NULL;
+        char line[1024];
+        agglo_err err = {0};
+
+        assert_ok(agglo_file_write(test_path(dir, cases[i].file), cases[i].text, strlen(cases[i].text), &err));
+        assert_int_not_equal(agglo_cache_open(&cache, dir, 0, &err), AGGLO_OK);
+        assert_null(cache);
+        agglo_err_line(&err, line, sizeof line);
+        if (strstr(line, cases[i].line) == NULL || strstr(line, cases[i].file) == NULL) {
+            fail_msg("case %zu: \"%s\" does not say \"%s\" and the file", i, line, cases[i].line);
+        }
+    }
+}
+
+/* Temporary names of a killed process with our number, or of another machine's, are neither used nor removed. */
+static void taken_temporary_names(void **state)
+{
+    const char *dir = test_dir();
+    agglo_err err = {0};
+    char name[64];
+
+    (void)state;
+    for (int serial = 0; serial < 100; serial++) {
+        snprintf(name, sizeof name, ".tmp-%ld-%d-cache.json", (long)getpid(), serial);
+        assert_ok(agglo_file_write(test_path(dir, name), "x", 1, &err));
+    }
+    assert_ok(agglo_cache_create(dir, &main_group, 1, &err));
+    for (int serial = 0; serial < 100; serial++) {
+        uint64_t n_bytes = 0;
+
+        snprintf(name, sizeof name, ".tmp-%ld-%d-cache.json", (long)getpid(), serial);
+        assert_ok(agglo_file_size(test_path(dir, name), &n_bytes, &err));
+        assert_int_equal(n_bytes, 1);
+    }
 }
 
 /* Eight processes at once, two opinions: those of the winner's succeed, the others are refused. */
@@ -245,6 +321,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(descriptions_are_written_once),  cmocka_unit_test(the_first_description_wins),
         cmocka_unit_test(only_finished_units_are_listed), cmocka_unit_test(refusals_name_their_reason),
+        cmocka_unit_test(hostile_descriptions),           cmocka_unit_test(taken_temporary_names),
         cmocka_unit_test(many_readers_few_open_units),    cmocka_unit_test(failing_allocations),
     };
 

@@ -246,7 +246,7 @@ static void views_of_encoded_pictures(void **state)
                  AGGLO_E_MISMATCH, "the picture is 60x45");
     assert_fails(agglo_render_views(renderer, (agglo_bytes){encoded.data, n_bytes / 2}, 60, 45, views, 3, AGGLO_BICUBIC,
                                     16, 16, pixels[0], &err),
-                 AGGLO_E_DATA, NULL);
+                 AGGLO_E_DATA, "cannot decode picture");
     assert_int_not_equal(agglo_pixel_hash(pixels[0], 16, 16), agglo_pixel_hash(pixels[1], 16, 16));
     assert_int_not_equal(agglo_pixel_hash(pixels[0], 16, 16), agglo_pixel_hash(pixels[0], 8, 32));
     agglo_renderer_free(renderer);
