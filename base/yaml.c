@@ -11,7 +11,7 @@
 
 #include "base/fs.h"
 
-enum { MAX_BYTES = 1 << 20, MAX_DEPTH = 16, MAX_KEYS = 4096 };
+enum { MAX_BYTES = 1 << 20, MAX_DEPTH = 16, MAX_KEYS = 4096, MAX_KEY_BYTES = 200 };
 
 /* ---- parsing ---- */
 
@@ -94,6 +94,9 @@ static agglo_status read_members(reader *r, int depth, agglo_yaml *out)
             }
             if (key.kind != AGGLO_YAML_SCALAR) {
                 return fail_at(r, (size_t)key.line - 1, "a key must be a word");
+            }
+            if (strlen(key.text) > MAX_KEY_BYTES) { /* escaped and in quotes it must stay below YAML's 1024 */
+                return fail_at(r, (size_t)key.line - 1, "a key is too long");
             }
             for (size_t i = 0; i < out->n; i++) {
                 if (strcmp(out->keys[i], key.text) == 0) {

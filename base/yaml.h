@@ -3,7 +3,7 @@
  * libyaml parses; the tables below say which keys exist. libcyaml, which does both, has no unions (a path or a list of them, one
  * view group or several) and cannot name the nearest known key, so the schema check is ours. An unknown key is an error with file,
  * line and the nearest known key; so are a duplicate key, a wrong type and a value out of range. Bounded: 1 MiB, depth 16,
- * 4096 keys in a map; anchors, tags and aliases are refused.
+ * 4096 keys of 200 bytes in a map; anchors, tags and aliases are refused.
  */
 #ifndef AGGLO_BASE_YAML_H
 #define AGGLO_BASE_YAML_H

@@ -185,6 +185,21 @@ static void puts_to(text *out, const char *data)
     put(out, data, strlen(data));
 }
 
+/* What YAML takes for a line break or drops, though it is printable UTF-8: how it is written, and the bytes it takes; else NULL. */
+static const char *break_escape(const char *c, size_t *n_bytes)
+{
+    static const char *const table[][2] = {
+        {"\xc2\x85", "\\N"}, {"\xe2\x80\xa8", "\\L"}, {"\xe2\x80\xa9", "\\P"}, {"\xef\xbb\xbf", "\\uFEFF"}};
+
+    for (size_t i = 0; i < AGGLO_COUNT(table); i++) {
+        *n_bytes = strlen(table[i][0]);
+        if (strncmp(c, table[i][0], *n_bytes) == 0) {
+            return table[i][1];
+        }
+    }
+    return NULL;
+}
+
 /* Plain where it cannot be taken for anything else, otherwise in double quotes. */
 static void put_scalar(text *out, const char *data, bool quoted)
 {
@@ -201,8 +216,15 @@ static void put_scalar(text *out, const char *data, bool quoted)
     }
     put(out, "\"", 1);
     for (const char *c = data; *c != '\0'; c++) {
+        size_t n_bytes;
+        const char *known = break_escape(c, &n_bytes);
         char escape[8];
 
+        if (known != NULL) {
+            puts_to(out, known);
+            c += n_bytes - 1;
+            continue;
+        }
         if (*c == '"' || *c == '\\') {
             snprintf(escape, sizeof escape, "\\%c", *c);
         } else if ((unsigned char)*c < 0x20 || *c == 0x7f) {
@@ -253,7 +275,7 @@ static void put_node(text *out, const agglo_yaml *node, int depth, bool in_list)
         for (size_t i = 0; i < node->n; i++) {
             indent(out, in_list && i == 0 ? 0 : depth);
             if (node->kind == AGGLO_YAML_MAP) {
-                put_scalar(out, node->keys[i], false);
+                put_scalar(out, node->keys[i], node->keys[i][0] == '\0');
                 puts_to(out, ":");
             } else {
                 puts_to(out, "-");
@@ -273,7 +295,7 @@ agglo_status agglo_yaml_print(const agglo_yaml *root, agglo_arena *arena, char *
         puts_to(&printed, "{}\n");
     }
     for (size_t i = 0; i < root->n; i++) {
-        put_scalar(&printed, root->keys[i], false);
+        put_scalar(&printed, root->keys[i], root->keys[i][0] == '\0');
         puts_to(&printed, ":");
         put_node(&printed, &root->items[i], 1, false);
     }
