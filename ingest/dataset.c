@@ -4,6 +4,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include "ingest/dataset_impl.h"
 #include "ingest/index.h"
@@ -272,6 +273,16 @@ static agglo_status shard_data(dataset_shard *s, const uint8_t **out, agglo_err 
     }
     *out = data;
     return AGGLO_OK;
+}
+
+void agglo_dataset_shard_rest(const agglo_dataset *dataset, uint32_t shard)
+{
+    dataset_shard *s = &dataset->shards[shard];
+    const uint8_t *data = atomic_load_explicit(&s->data, memory_order_acquire);
+
+    if (data != NULL) {
+        madvise((void *)(uintptr_t)data, (size_t)s->info.n_bytes, MADV_DONTNEED); /* advice: its failure changes nothing */
+    }
 }
 
 agglo_status agglo_dataset_sample(const agglo_dataset *dataset, uint32_t shard_number, uint32_t ordinal,

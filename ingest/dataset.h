@@ -46,6 +46,10 @@ agglo_status agglo_dataset_shard_status(const agglo_dataset *dataset, uint32_t s
 /* Hash the shard's tar file and compare with the index (AGGLO_E_MISMATCH). */
 agglo_status agglo_dataset_shard_verify(const agglo_dataset *dataset, uint32_t shard, agglo_err *err);
 
+/* Tell the system that a shard's pages are not needed for now, so that a pass over many shards holds one at a time. Samples of it stay
+ * valid: what is read again comes from the page cache. */
+void agglo_dataset_shard_rest(const agglo_dataset *dataset, uint32_t shard);
+
 /* Constant time. AGGLO_E_NOT_FOUND out of range, AGGLO_E_IO/DATA when its shard is bad. */
 agglo_status agglo_dataset_sample(const agglo_dataset *dataset, uint32_t shard, uint32_t ordinal, agglo_sample *out,
                                   agglo_err *err);

@@ -15,6 +15,9 @@
 extern "C" {
 #endif
 
+/* Views are resampled bicubically, whoever asks: teachers and students must see the same pixels. (Whole pictures follow their model.) */
+#define AGGLO_VIEW_FILTER AGGLO_BICUBIC
+
 typedef struct agglo_renderer agglo_renderer; /* decoder + scratch; one per thread */
 
 agglo_status agglo_renderer_new(agglo_renderer **out, const agglo_decode_options *options, agglo_err *err);

@@ -60,7 +60,7 @@ struct agglo_feed {
 agglo_feed_config agglo_feed_config_default(void)
 {
     return (agglo_feed_config){.views = agglo_view_config_default(),
-                               .filter = AGGLO_BICUBIC,
+                               .filter = AGGLO_VIEW_FILTER,
                                .n_batches = 3,
                                .n_workers = 1,
                                .check_every = 64};

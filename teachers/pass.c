@@ -4,6 +4,7 @@
 #include "base/log.h"
 #include "base/stop.h"
 #include "ingest/decode.h"
+#include "ingest/render.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -36,7 +37,7 @@ void agglo_preprocess_fingerprint(const agglo_encoder_info *info, char out[33])
 
     /* floats by their bits: no printing of numbers decides */
     snprintf(text, sizeof text, "size %d patch %d filter %d mean %08x %08x %08x std %08x %08x %08x options %s", p->size,
-             info->patch, (int)p->filter, agglo_f32_bits(p->mean[0]), agglo_f32_bits(p->mean[1]),
+             info->patch, (int)AGGLO_VIEW_FILTER, agglo_f32_bits(p->mean[0]), agglo_f32_bits(p->mean[1]),
              agglo_f32_bits(p->mean[2]), agglo_f32_bits(p->std[0]), agglo_f32_bits(p->std[1]),
              agglo_f32_bits(p->std[2]), info->options);
     hash_hex(text, out);

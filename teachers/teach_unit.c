@@ -275,7 +275,7 @@ agglo_status agglo_teach_unit(const agglo_dataset *dataset, const agglo_encoder 
         .view_first = id->view_first,
         .n_views = id->view_last - id->view_first + 1,
         .size = encoder->info.preprocess.size,
-        .filter = encoder->info.preprocess.filter,
+        .filter = AGGLO_VIEW_FILTER,
     };
     agglo_ring *ring = NULL;
     agglo_provenance provenance;
@@ -325,6 +325,7 @@ done:
         agglo_renderer_free(r.renderers[i]);
     }
     agglo_free(r.renderers);
+    agglo_dataset_shard_rest(dataset, id->shard);
     unit_run_clear(&u);
     if (shard_fault != NULL) {
         *shard_fault = u.is_shard_fault;

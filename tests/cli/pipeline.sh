@@ -40,8 +40,8 @@ grep -q '"verified": true' cache.json || fail "not verified"
 [ "$(stat -c %s clip.summary.npy)" = $((128 + 4 * 64)) ] || fail "summary.npy has another size"
 [ "$(stat -c %s clip.spatial.npy)" = $((128 + 4 * 8 * 8 * 128)) ] || fail "spatial.npy has another size"
 # the view that the cache stored is the one that the recipe draws, and its pixels are the student's (both see 32 x 32)
-grep -A4 '"box"' sample.json | tr -d ' \n' | grep -o '\[[0-9,]*\]' >box-a
-grep -A4 '"box"' target.json | tr -d ' \n' | grep -o '\[[0-9,]*\]' >box-b
+grep -A5 '"box"' sample.json | tr -d ' \n' | grep -o '\[[0-9,]*\]' >box-a
+grep -A5 '"box"' target.json | tr -d ' \n' | grep -o '\[[0-9,]*\]' >box-b
 same box-a box-b
 [ "$(value sample.json pixel_hash)" = "$(grep -o '"pixel_hash": "[0-9a-f]*"' target.json | cut -d'"' -f4)" ] ||
   fail "teacher and student do not see the same pixels"
