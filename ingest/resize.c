@@ -260,6 +260,15 @@ static void row_vertical(const int32_t *w, int n, const uint8_t *in, size_t stri
 /* ---- passes, AVX2 ---- */
 
 #if HAVE_AVX2
+/* sum_hi * 2^15 + sum_lo over both lanes, rounded and shifted to 0..255 and beyond: one pixel, 32 bits a channel. */
+__attribute__((target("avx2"))) static inline __m128i finish_pixel_avx2(__m256i sum_hi, __m256i sum_lo)
+{
+    const __m256i sum = _mm256_add_epi32(_mm256_slli_epi32(sum_hi, SPLIT), sum_lo);
+    const __m128i total = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+
+    return _mm_srai_epi32(_mm_add_epi32(total, _mm_set1_epi32(1 << (PRECISION - 1))), PRECISION);
+}
+
 /* Four taps a turn: each 128-bit lane takes two pixels, (r0 r1)(g0 g1)(b0 b1) as pairs of 16 bits. Reads up to 4 * taps / 4 pixels and 4
  * bytes from the first tap: the caller sees to it that they can be read. */
 __attribute__((target("avx2"))) static void row_horizontal_avx2(const axis_weights *axis, const uint8_t *in,
@@ -268,13 +277,12 @@ __attribute__((target("avx2"))) static void row_horizontal_avx2(const axis_weigh
     const __m256i pairs = _mm256_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1, /* taps 0 and 1 */
                                            6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1);
     const __m256i spread = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
-    const __m128i half = _mm_set1_epi32(1 << (PRECISION - 1));
 
     for (int o = 0; o < axis->count; o++, out += 3) {
         const int16_t *hi = axis->hi + (size_t)o * (size_t)axis->taps;
         const int16_t *lo = axis->lo + (size_t)o * (size_t)axis->taps;
         const uint8_t *p = in + (size_t)axis->start[o] * 3;
-        __m256i sum_hi = _mm256_setzero_si256(), sum_lo = sum_hi, sum;
+        __m256i sum_hi = _mm256_setzero_si256(), sum_lo = sum_hi;
         __m128i total;
         uint32_t packed;
 
@@ -287,14 +295,61 @@ __attribute__((target("avx2"))) static void row_horizontal_avx2(const axis_weigh
             sum_hi = _mm256_add_epi32(sum_hi, _mm256_madd_epi16(v, _mm256_permutevar8x32_epi32(w_hi, spread)));
             sum_lo = _mm256_add_epi32(sum_lo, _mm256_madd_epi16(v, _mm256_permutevar8x32_epi32(w_lo, spread)));
         }
-        sum = _mm256_add_epi32(_mm256_slli_epi32(sum_hi, SPLIT), sum_lo);
-        total = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
-        total = _mm_srai_epi32(_mm_add_epi32(total, half), PRECISION);
+        total = finish_pixel_avx2(sum_hi, sum_lo);
         total = _mm_packs_epi32(total, total);
         packed = (uint32_t)_mm_cvtsi128_si32(_mm_packus_epi16(total, total));
         out[0] = (uint8_t)packed;
         out[1] = (uint8_t)(packed >> 8);
         out[2] = (uint8_t)(packed >> 16);
+    }
+}
+
+/* The same for four rows at once: weights are spread once for all of them. */
+__attribute__((target("avx2"))) static void rows_horizontal_avx2(const axis_weights *axis, const uint8_t *const in[4],
+                                                                 uint8_t *out, size_t out_stride)
+{
+    const __m256i pairs = _mm256_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1, /* taps 0 and 1 */
+                                           6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1);
+    const __m256i spread = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
+
+    for (int o = 0; o < axis->count; o++, out += 3) {
+        const int16_t *hi = axis->hi + (size_t)o * (size_t)axis->taps;
+        const int16_t *lo = axis->lo + (size_t)o * (size_t)axis->taps;
+        size_t at = (size_t)axis->start[o] * 3;
+        __m256i hi0 = _mm256_setzero_si256(), hi1 = hi0, hi2 = hi0, hi3 = hi0;
+        __m256i lo0 = hi0, lo1 = hi0, lo2 = hi0, lo3 = hi0;
+        __m128i four;
+
+        for (int j = 0; j < axis->n[o]; j += 4, at += 12) {
+            __m256i w_hi = _mm256_castsi128_si256(_mm_loadl_epi64((const void *)(hi + j)));
+            __m256i w_lo = _mm256_castsi128_si256(_mm_loadl_epi64((const void *)(lo + j)));
+            __m256i v;
+
+            w_hi = _mm256_permutevar8x32_epi32(w_hi, spread);
+            w_lo = _mm256_permutevar8x32_epi32(w_lo, spread);
+#define ADD_ROW(row, sum_hi, sum_lo)                                                                                   \
+    v = _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)(in[row] + at)));                                    \
+    v = _mm256_shuffle_epi8(v, pairs);                                                                                 \
+    sum_hi = _mm256_add_epi32(sum_hi, _mm256_madd_epi16(v, w_hi));                                                     \
+    sum_lo = _mm256_add_epi32(sum_lo, _mm256_madd_epi16(v, w_lo))
+            ADD_ROW(0, hi0, lo0);
+            ADD_ROW(1, hi1, lo1);
+            ADD_ROW(2, hi2, lo2);
+            ADD_ROW(3, hi3, lo3);
+#undef ADD_ROW
+        }
+        four = _mm_packus_epi16(_mm_packs_epi32(finish_pixel_avx2(hi0, lo0), finish_pixel_avx2(hi1, lo1)),
+                                _mm_packs_epi32(finish_pixel_avx2(hi2, lo2), finish_pixel_avx2(hi3, lo3)));
+        for (int row = 0; row < 4; row++, four = _mm_srli_si128(four, 4)) {
+            uint32_t pixel = (uint32_t)_mm_cvtsi128_si32(four);
+            uint8_t *to = out + (size_t)row * out_stride;
+
+            if (o + 1 < axis->count) { /* the fourth byte is the next pixel's, written next */
+                memcpy(to, &pixel, 4);
+            } else {
+                memcpy(to, &pixel, 3);
+            }
+        }
     }
 }
 
@@ -348,13 +403,27 @@ static agglo_status pass_horizontal(agglo_resizer *rs, const axis_weights *axis,
                 row_bytes + ROW_PAD > rs->padded_cap ? round_up_pow2(row_bytes + ROW_PAD) : 0, 1, err) != AGGLO_OK) {
         return err->status;
     }
-    for (int y = 0; y < n; y++, out += out_stride) {
+    int y = 0;
+
+#if HAVE_AVX2
+    /* four rows at a time, while the vector loop may read up to 3 pixels and 4 bytes too far */
+    for (; rs->avx2 && y + 4 <= n; y += 4, out += 4 * out_stride) {
+        const uint8_t *first = source->rgb + (size_t)(from + y) * source->stride;
+        const uint8_t *const rows[4] = {first, first + source->stride, first + 2 * source->stride,
+                                        first + 3 * source->stride};
+
+        if (source->readable - (size_t)(from + y + 3) * source->stride < row_bytes + 16) {
+            break;
+        }
+        rows_horizontal_avx2(axis, rows, out, out_stride);
+    }
+#endif
+    for (; y < n; y++, out += out_stride) {
         size_t offset = (size_t)(from + y) * source->stride;
         const uint8_t *row = source->rgb + offset;
 
 #if HAVE_AVX2
         if (rs->avx2) {
-            /* the vector loop reads up to 3 pixels and 4 bytes too far */
             if (source->readable - offset < row_bytes + 16) {
                 memcpy(rs->padded, row, row_bytes);
                 row = rs->padded;
