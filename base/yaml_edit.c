@@ -55,15 +55,23 @@ static agglo_yaml *member(agglo_yaml *map, const char *key, size_t n)
     return NULL;
 }
 
-/* A new null member; the arrays are copied, since their spare room is the parser's. */
+/* A new null member; the arrays are copied, since their spare room is the parser's. The key did not come through the parser: what
+ * could not be printed and read back is refused. */
 static agglo_yaml *add_member(agglo_yaml *map, const char *key, size_t n, const char *where, agglo_arena *arena,
                               agglo_err *err)
 {
+    static const char word[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-";
+    enum { MAX_NEW_KEY = 64 };
     agglo_yaml *items = agglo_arena_take(arena, map->n + 1, sizeof *items, err);
     const char **keys = items != NULL ? agglo_arena_take(arena, map->n + 1, sizeof *keys, err) : NULL;
     char *name = keys != NULL ? agglo_arena_text(arena, key, n, err) : NULL;
 
     if (name == NULL) {
+        return NULL;
+    }
+    if (n > MAX_NEW_KEY || strspn(name, word) != n) {
+        agglo_fail(err, AGGLO_E_CONFIG, "'%.64s' cannot be a key: letters, digits, '_' and '-' can", name);
+        agglo_at(err, "%s", where);
         return NULL;
     }
     if (map->n > 0) {

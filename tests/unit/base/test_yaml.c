@@ -456,6 +456,8 @@ static void set_refuses_what_has_no_place(void **state)
         {"train.steps=&x 1", "anchors and tags are not allowed"},
         {"train.steps=1\nb: 2", "a value is one line"},
         {"train.steps={a: 1, a: 2}", "key 'a' comes twice"},
+        {"train.st\xe9p=1", "cannot be a key: letters, digits, '_' and '-' can (--set train.st\xe9p)"},
+        {"a b=1", "'a b' cannot be a key"},
     };
     static const char recipe[] = "train:\n  steps: 3\nteachers:\n  - {name: clip}\n  - 7\n";
     agglo_err err = {0};
