@@ -20,7 +20,8 @@ static agglo_status check_file(const agglo_unit *unit, bool verify_hash, agglo_e
     char found[33], expected[33];
 
     if (agglo_file_size(unit->path, &n_bytes, err) != AGGLO_OK) {
-        return err->status;
+        /* its manifest is there, so this is damage, not a unit that is yet to come */
+        return err->status = err->status == AGGLO_E_NOT_FOUND ? AGGLO_E_DATA : err->status;
     }
     if (n_bytes != unit->manifest.file_bytes) {
         agglo_fail(err, AGGLO_E_DATA, "%" PRIu64 " bytes, its manifest says %" PRIu64, n_bytes,

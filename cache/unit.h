@@ -77,7 +77,7 @@ agglo_status agglo_manifest_read(const char *cache, const agglo_unit_id *id, agg
 typedef struct agglo_unit agglo_unit;
 
 /* Open: manifest, provenance (NULL: not compared), then the whole file hashed before LMDB maps it (verify_hash; the first reader of a
- * process should). Read-only, no locks. Any number of threads may get from it. */
+ * process should). Read-only, no locks. Any number of threads may get from it. AGGLO_E_NOT_FOUND: no manifest; one without its file is AGGLO_E_DATA. */
 agglo_status agglo_unit_open(agglo_unit **out, const char *cache, const agglo_unit_id *id,
                              const agglo_provenance *expected, bool verify_hash, agglo_err *err);
 void agglo_unit_close(agglo_unit *unit);

@@ -230,6 +230,11 @@ static void refusals_name_their_reason(void **state)
         assert_fails(agglo_cache_read(cache, "clip", "main", 1, 0, 0, NULL, &buffer, &capacity, &record, &err),
                      AGGLO_E_DATA, "its manifest says");
     }
+    agglo_cache_close(cache);
+    assert_int_equal(unlink(test_path(dir, "clip/main-000001-v0-1.lmdb")), 0);
+    assert_ok(agglo_cache_open(&cache, dir, 0, &err));
+    assert_fails(agglo_cache_read(cache, "clip", "main", 1, 0, 0, NULL, &buffer, &capacity, &record, &err),
+                 AGGLO_E_DATA, "No such file");
     strcpy(expected.decoder, "d0");
     assert_fails(agglo_cache_read(cache, "clip", "main", 0, 2, 1, &expected, &buffer, &capacity, &record, &err),
                  AGGLO_E_MISMATCH, "decoder: found dd, expected d0");
