@@ -79,6 +79,7 @@ json_t *agglo_version_json(void)
     json_t *out = json_object(), *libraries = json_object();
     agglo_backend_library cpu = agglo_backend_cpu_library();
     int major, minor, patch;
+    char cuda[320];
 
     json_object_set_new(out, "agglo", json_string(AGGLO_VERSION));
     set_version(libraries, "onednn", cpu.major, cpu.minor, cpu.patch);
@@ -98,7 +99,8 @@ json_t *agglo_version_json(void)
     json_object_set_new(libraries, "jansson", json_string(jansson_version_str()));
     json_object_set_new(libraries, "libyaml", json_string(yaml_get_version_string()));
     json_object_set_new(out, "libraries", libraries);
-    json_object_set_new(out, "cuda", json_string("not built in"));
+    agglo_backend_cuda_describe(cuda, sizeof cuda);
+    json_object_set_new(out, "cuda", json_string(cuda));
     return out;
 }
 

@@ -10,7 +10,9 @@ target_compile_options(
   INTERFACE $<$<COMPILE_LANGUAGE:C>:-Wall;-Wextra;-Wpedantic;-Wshadow;-Wconversion;-Wstrict-prototypes;-Wmissing-prototypes;-Wundef;-Wvla;-Wformat=2;-Wwrite-strings;-Wpointer-arith;-Wimplicit-fallthrough>
 )
 if(AGGLO_SANITIZE)
-  target_compile_options(agglo_flags INTERFACE -fsanitize=${AGGLO_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+  target_compile_options(
+    agglo_flags
+    INTERFACE $<$<COMPILE_LANGUAGE:C>:-fsanitize=${AGGLO_SANITIZE};-fno-omit-frame-pointer;-fno-sanitize-recover=all>)
   target_link_options(agglo_flags INTERFACE -fsanitize=${AGGLO_SANITIZE})
 endif()
 if(AGGLO_FUZZ)

@@ -1,17 +1,61 @@
 /* Choosing a backend by name, and what all backends share: the latched failure and memory. */
 #include "tensor/backend_impl.h"
 
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+
+#ifndef AGGLO_CUDA /* otherwise in tensor/cuda */
+agglo_status agglo_backend_cuda_new(agglo_backend **out, int device, agglo_err *err)
+{
+    (void)device;
+    *out = NULL;
+    return agglo_fail(err, AGGLO_E_UNSUPPORTED, "this build has no CUDA backend");
+}
+
+void agglo_backend_cuda_describe(char *out, size_t n_bytes)
+{
+    snprintf(out, n_bytes, "not built in");
+}
+#endif
+
+/* "cuda" or "cuda:N". */
+static bool is_cuda(const char *device, int *index)
+{
+    size_t n_digits = strlen(device) > 5 ? strspn(device + 5, "0123456789") : 0;
+
+    *index = 0;
+    if (strcmp(device, "cuda") == 0) {
+        return true;
+    }
+    if (strncmp(device, "cuda:", 5) != 0 || n_digits == 0 || n_digits > 6 || device[5 + n_digits] != '\0') {
+        return false;
+    }
+    *index = atoi(device + 5);
+    return true;
+}
 
 agglo_status agglo_backend_open(agglo_backend **out, const char *device, int n_threads, agglo_err *err)
 {
+    int index;
+
     *out = NULL;
-    if (strcmp(device, "cpu") == 0 || strcmp(device, "auto") == 0) {
+    if (strcmp(device, "cpu") == 0) {
         return agglo_backend_cpu_new(out, n_threads, err);
     }
-    if (strcmp(device, "cuda") == 0 || (strncmp(device, "cuda:", 5) == 0 && device[5] != '\0' &&
-                                        strspn(device + 5, "0123456789") == strlen(device + 5))) {
-        agglo_fail(err, AGGLO_E_UNSUPPORTED, "this build has no CUDA backend");
+    if (strcmp(device, "auto") == 0) {
+        /* only a GPU that is not there leads to the CPU; one that is there and fails is an error */
+        if (agglo_backend_cuda_new(out, 0, err) == AGGLO_OK) {
+            return AGGLO_OK;
+        }
+        if (err->status == AGGLO_E_UNSUPPORTED) {
+            agglo_err_clear(err);
+            return agglo_backend_cpu_new(out, n_threads, err);
+        }
+    } else if (is_cuda(device, &index)) {
+        if (agglo_backend_cuda_new(out, index, err) == AGGLO_OK) {
+            return AGGLO_OK;
+        }
     } else {
         agglo_fail(err, AGGLO_E_CONFIG, "unknown device, expected cpu, cuda, cuda:N or auto");
     }

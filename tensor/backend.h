@@ -21,6 +21,14 @@ typedef struct agglo_backend agglo_backend;
  * machine's widest for the own loops; oneDNN's is ONEDNN_MAX_CPU_ISA. */
 agglo_status agglo_backend_cpu_new(agglo_backend **out, int n_threads, agglo_err *err);
 
+/* The CUDA backend on GPU `device`, counted from 0, of compute capability 8.0 or later: one stream, F32 arithmetic without TF32,
+ * deterministic. AGGLO_E_UNSUPPORTED, with the reason, when it is not built in or there is no such GPU. */
+agglo_status agglo_backend_cuda_new(agglo_backend **out, int device, agglo_err *err);
+
+/* One line about this build's CUDA backend: "not built in", "built in, no device: WHY", or "built in, NAME (sm_90), driver 13.0,
+ * runtime 13.0" of the first GPU. */
+void agglo_backend_cuda_describe(char *out, size_t n_bytes);
+
 /* By name: "cpu", "cuda", "cuda:N", or "auto" (a GPU when this build and machine have one, otherwise the CPU).
  * AGGLO_E_CONFIG for an unknown name, AGGLO_E_UNSUPPORTED when it is not built in or not present. */
 agglo_status agglo_backend_open(agglo_backend **out, const char *device, int n_threads, agglo_err *err);

@@ -93,8 +93,6 @@ static void test_backend_by_name(void **state)
     assert_null(be);
     assert_fails(agglo_backend_open(&be, "cuda:", 1, &err), AGGLO_E_CONFIG, "cuda:");
     assert_fails(agglo_backend_open(&be, "cuda:x", 1, &err), AGGLO_E_CONFIG, "cuda:x");
-    assert_fails(agglo_backend_open(&be, "cuda:0", 1, &err), AGGLO_E_UNSUPPORTED,
-                 "this build has no CUDA backend (cuda:0)");
     agglo_backend_free(NULL);
 
     assert_int_equal(setenv("AGGLO_CPU_ISA", "generic", 1), 0);
@@ -104,6 +102,38 @@ static void test_backend_by_name(void **state)
     assert_int_equal(setenv("AGGLO_CPU_ISA", "z80", 1), 0);
     assert_fails(agglo_backend_open(&be, "cpu", 1, &err), AGGLO_E_CONFIG, "AGGLO_CPU_ISA is \"z80\"");
     assert_int_equal(unsetenv("AGGLO_CPU_ISA"), 0);
+}
+
+/* What a build says of its CUDA backend is what it does: open a GPU, or give the reason in one line. */
+static void test_cuda_by_name(void **state)
+{
+    static const char no_device[] = "built in, no device: ";
+    agglo_backend *be = NULL;
+    agglo_err err = {0};
+    char about[320], line[1024], expected[1024];
+
+    (void)state;
+    agglo_backend_cuda_describe(about, sizeof about);
+    printf("cuda: %s\n", about);
+    if (strcmp(about, "not built in") == 0) {
+        assert_fails(agglo_backend_open(&be, "cuda", 1, &err), AGGLO_E_UNSUPPORTED,
+                     "this build has no CUDA backend (cuda)");
+    } else if (strncmp(about, no_device, strlen(no_device)) == 0) {
+        assert_int_equal(agglo_backend_open(&be, "cuda", 1, &err), AGGLO_E_UNSUPPORTED);
+        snprintf(expected, sizeof expected, "cannot open the CUDA backend: %s (cuda)", about + strlen(no_device));
+        assert_string_equal(agglo_err_line(&err, line, sizeof line), expected);
+        assert_null(strchr(line, '\n'));
+        agglo_err_clear(&err);
+    } else {
+        assert_non_null(strstr(about, "built in, "));
+        assert_ok(agglo_backend_open(&be, "cuda:0", 1, &err));
+        assert_memory_equal(agglo_backend_describe(be), "cuda:0 (", 8);
+        assert_null(agglo_backend_pool(be));
+        agglo_backend_free(be);
+    }
+    assert_fails(agglo_backend_open(&be, "cuda:999", 1, &err), AGGLO_E_UNSUPPORTED, "(cuda:999)");
+    assert_null(be);
+    agglo_backend_free(NULL);
 }
 
 static void test_memory(void **state)
@@ -395,6 +425,7 @@ int main(void)
         cmocka_unit_test(test_uniform_ranges),
         cmocka_unit_test(test_elementary_functions),
         cmocka_unit_test(test_backend_by_name),
+        cmocka_unit_test(test_cuda_by_name),
         cmocka_unit_test(test_memory),
         cmocka_unit_test(test_failure_is_latched),
         cmocka_unit_test(test_every_allocation_may_fail),

@@ -1,0 +1,23 @@
+# The CUDA toolkit, asked for by AGGLO_CUDA. Machine code for Ampere and Hopper, PTX for what comes later.
+if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+  set(CMAKE_CUDA_ARCHITECTURES 80-real 90a-real 90-virtual CACHE STRING "GPU architectures")
+endif()
+include(CheckLanguage)
+check_language(CUDA)
+if(NOT CMAKE_CUDA_COMPILER)
+  message(FATAL_ERROR "AGGLO_CUDA needs the CUDA toolkit and its compiler: nvcc was not found. Put it on PATH, or set CMAKE_CUDA_COMPILER.")
+endif()
+enable_language(CUDA)
+set(CMAKE_CUDA_STANDARD 17)
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+set(CMAKE_CUDA_EXTENSIONS OFF)
+find_package(CUDAToolkit 13 REQUIRED)
+if(NOT TARGET CUDA::cublasLt)
+  message(FATAL_ERROR "AGGLO_CUDA needs cuBLASLt, which the CUDA toolkit in ${CUDAToolkit_ROOT_DIR} does not have.")
+endif()
+
+# The host compiler sees nvcc's own glue code too, which -Wpedantic and -Wconversion would complain about.
+target_compile_options(
+  agglo_flags
+  INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-Xcompiler=-Wall,-Wextra,-Wshadow,-Wundef,-Wformat=2,-Wwrite-strings,-ffp-contract=off>"
+)

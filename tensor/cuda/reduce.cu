@@ -1,0 +1,138 @@
+/* Sums over rows and over everything, in fixed order.
+ *
+ *     column_sums    out[j] += sum_i a[i,j]            or sum_i a[i,j] b[i,j]       a, b [m,c]
+ *     sum_squares    out[0] += sum_i x[i]^2                                       x [n]
+ *
+ * Two stages through scratch memory, no atomics. Column sums: the rows are cut into chunks by shape alone; a block of 32 x 8 threads takes
+ * 32 columns of one chunk, each thread every eighth row in F32, eight threads meet in shared memory; then a thread per column adds the
+ * chunks in order, in double. Sum of squares: a block per piece of 8192 elements, 32 per thread in F32, the tree above in double;
+ * then one block adds the pieces in double.
+ * Bytes moved: the inputs once, and 4 bytes per column and chunk of at least 32 rows. Deterministic.
+ */
+#include "tensor/cuda/kernels.cuh"
+
+#define SUM_ROWS    8
+#define LEAST_CHUNK 32
+#define MOST_CHUNKS 128
+#define PIECE       8192
+
+agglo_cuda_chunks agglo_cuda_row_chunks(int64_t m)
+{
+    agglo_cuda_chunks out;
+
+    out.n_rows = agglo_cuda_ceil_div(m, MOST_CHUNKS);
+    out.n_rows = out.n_rows < LEAST_CHUNK ? LEAST_CHUNK : out.n_rows;
+    out.n = agglo_cuda_ceil_div(m, out.n_rows);
+    return out;
+}
+
+static __global__ void column_sums_kernel(int64_t m, int64_t c, int64_t chunk_rows, const float *a, const float *b,
+                                          float *partial)
+{
+    __shared__ float sums[SUM_ROWS][WARP];
+    int64_t j = (int64_t)blockIdx.x * WARP + threadIdx.x;
+    int64_t first = (int64_t)blockIdx.y * chunk_rows;
+    int64_t end = first + chunk_rows < m ? first + chunk_rows : m;
+    float sum = 0.0f;
+
+    if (j < c) {
+        for (int64_t i = first + threadIdx.y; i < end; i += SUM_ROWS) {
+            sum += b == NULL ? a[i * c + j] : a[i * c + j] * b[i * c + j];
+        }
+    }
+    sums[threadIdx.y][threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.y == 0 && j < c) {
+        for (int r = 1; r < SUM_ROWS; r++) {
+            sum += sums[r][threadIdx.x];
+        }
+        partial[blockIdx.y * c + j] = sum;
+    }
+}
+
+static __global__ void add_partials_kernel(int64_t n_chunks, int64_t n0, float *out0, int64_t n1, float *out1,
+                                           const float *partial)
+{
+    FLAT_LOOP(j, n0 + n1)
+    {
+        float *out = j < n0 ? &out0[j] : &out1[j - n0];
+        double sum = (double)*out;
+
+        for (int64_t i = 0; i < n_chunks; i++) {
+            sum += (double)partial[i * (n0 + n1) + j];
+        }
+        *out = (float)sum;
+    }
+}
+
+void agglo_cuda_add_partials(agglo_cuda *cuda, int64_t n_chunks, int64_t n0, float *out0, int64_t n1, float *out1,
+                             const float *partial)
+{
+    add_partials_kernel<<<flat_grid(cuda, n0 + n1), BLOCK, 0, cuda->stream>>>(n_chunks, n0, out0, n1, out1, partial);
+    agglo_cuda_launched(cuda, "adding partial sums");
+}
+
+void agglo_cuda_column_sums(agglo_cuda *cuda, int64_t m, int64_t c, const float *a, const float *b, float *out)
+{
+    agglo_cuda_chunks chunks = agglo_cuda_row_chunks(m);
+    float *partial = (float *)agglo_cuda_reserve(cuda, (size_t)(chunks.n * c) * sizeof(float));
+    dim3 grid((unsigned)agglo_cuda_ceil_div(c, WARP), (unsigned)chunks.n);
+
+    if (partial == NULL) {
+        return;
+    }
+    column_sums_kernel<<<grid, dim3(WARP, SUM_ROWS), 0, cuda->stream>>>(m, c, chunks.n_rows, a, b, partial);
+    agglo_cuda_launched(cuda, "column sums");
+    agglo_cuda_add_partials(cuda, chunks.n, c, out, 0, NULL, partial);
+}
+
+static __global__ void sum_squares_kernel(int64_t n, int64_t n_pieces, const float *x, double *partial)
+{
+    for (int64_t piece = blockIdx.x; piece < n_pieces; piece += gridDim.x) {
+        int64_t first = piece * PIECE, end = first + PIECE < n ? first + PIECE : n;
+        float sum = 0.0f;
+        double total;
+
+        for (int64_t i = first + threadIdx.x; i < end; i += BLOCK) {
+            sum += x[i] * x[i];
+        }
+        total = block_sum((double)sum);
+        if (threadIdx.x == 0) {
+            partial[piece] = total;
+        }
+    }
+}
+
+static __global__ void add_pieces_kernel(int64_t n_pieces, const double *partial, float *out)
+{
+    double sum = 0.0;
+
+    for (int64_t i = threadIdx.x; i < n_pieces; i += blockDim.x) {
+        sum += partial[i];
+    }
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) {
+        *out = (float)((double)*out + sum);
+    }
+}
+
+static void sum_squares(agglo_backend *be, const agglo_tensor *x, agglo_tensor *out)
+{
+    agglo_cuda *cuda = agglo_cuda_enter(be);
+    int64_t n = agglo_tensor_count(x), n_pieces = agglo_cuda_ceil_div(n, PIECE);
+    double *partial = (double *)agglo_cuda_reserve(cuda, (size_t)n_pieces * sizeof(double));
+
+    if (partial == NULL) {
+        return;
+    }
+    sum_squares_kernel<<<agglo_cuda_grid(n_pieces, MOST_GRID), BLOCK, 0, cuda->stream>>>(n, n_pieces, input(x),
+                                                                                         partial);
+    agglo_cuda_launched(cuda, "sum_squares");
+    add_pieces_kernel<<<1, 1024, 0, cuda->stream>>>(n_pieces, partial, output(out));
+    agglo_cuda_launched(cuda, "sum_squares");
+}
+
+void agglo_cuda_reduce_ops(agglo_backend_ops *ops)
+{
+    ops->sum_squares = sum_squares;
+}
