@@ -193,19 +193,25 @@ static void puts_to(text *out, const char *data)
     put(out, data, strlen(data));
 }
 
-/* What YAML takes for a line break or drops, though it is printable UTF-8: how it is written, and the bytes it takes; else NULL. */
-static const char *break_escape(const char *c, size_t *n_bytes)
+/* Bytes of the character at `c` when YAML wants it escaped (controls, line breaks of Unicode, byte order marks, what is no character),
+ * 0 otherwise. */
+static size_t must_escape(const char *c, unsigned *code)
 {
-    static const char *const table[][2] = {
-        {"\xc2\x85", "\\N"}, {"\xe2\x80\xa8", "\\L"}, {"\xe2\x80\xa9", "\\P"}, {"\xef\xbb\xbf", "\\uFEFF"}};
+    const unsigned char *p = (const unsigned char *)c;
 
-    for (size_t i = 0; i < AGGLO_COUNT(table); i++) {
-        *n_bytes = strlen(table[i][0]);
-        if (strncmp(c, table[i][0], *n_bytes) == 0) {
-            return table[i][1];
-        }
+    *code = p[0];
+    if (p[0] < 0x20 || p[0] == 0x7f) {
+        return 1;
     }
-    return NULL;
+    if (p[0] == 0xc2 && p[1] < 0xa0) { /* U+0080 to U+009F */
+        *code = p[1];
+        return 2;
+    }
+    if ((p[0] == 0xe2 || p[0] == 0xef) && p[1] != '\0' && p[2] != '\0') {
+        *code = (p[0] & 0xfu) << 12 | (p[1] & 0x3fu) << 6 | (p[2] & 0x3fu);
+        return *code == 0x2028 || *code == 0x2029 || *code == 0xfeff || *code >= 0xfffe ? 3 : 0;
+    }
+    return 0;
 }
 
 /* Plain where it cannot be taken for anything else, otherwise in double quotes. */
@@ -223,24 +229,21 @@ static void put_scalar(text *out, const char *data, bool quoted)
         return;
     }
     put(out, "\"", 1);
-    for (const char *c = data; *c != '\0'; c++) {
-        size_t n_bytes;
-        const char *known = break_escape(c, &n_bytes);
-        char escape[8];
+    for (const char *c = data; *c != '\0';) {
+        unsigned code;
+        size_t n = must_escape(c, &code);
+        char escape[16];
 
-        if (known != NULL) {
-            puts_to(out, known);
-            c += n_bytes - 1;
-            continue;
-        }
-        if (*c == '"' || *c == '\\') {
-            snprintf(escape, sizeof escape, "\\%c", *c);
-        } else if ((unsigned char)*c < 0x20 || *c == 0x7f) {
-            snprintf(escape, sizeof escape, "\\x%02X", (unsigned)(unsigned char)*c);
+        if (n > 0) {
+            snprintf(escape, sizeof escape, code < 0x100 ? "\\x%02X" : "\\u%04X", code);
+            puts_to(out, escape);
+            c += n;
         } else {
-            snprintf(escape, sizeof escape, "%c", *c);
+            if (*c == '"' || *c == '\\') {
+                put(out, "\\", 1);
+            }
+            put(out, c++, 1);
         }
-        puts_to(out, escape);
     }
     put(out, "\"", 1);
 }
