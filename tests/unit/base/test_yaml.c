@@ -538,6 +538,12 @@ static void random_text(test_random *random, char *out, size_t n)
                                          "\xc3\xa9",
                                          "\xe2\x80\xa8",
                                          "\xc2\x85",
+                                         "\xc2\x81",
+                                         "\xc2\x9f",
+                                         "\xc2\xa0",
+                                         "\xef\xbf\xbe",
+                                         "\xef\xbf\xbd",
+                                         "\xf0\x9f\x98\x80",
                                          "\xef\xbb\xbf",
                                          "--- "};
 
@@ -572,7 +578,9 @@ static agglo_yaml random_tree(test_random *random, agglo_arena *arena, int depth
     node.keys = agglo_arena_take(arena, node.n, sizeof *node.keys, &err);
     for (size_t i = 0; i < node.n; i++) {
         random_text(random, text, sizeof text - 4);
-        snprintf(text + strlen(text), 4, i > 0 ? "k%d" : "", (int)i); /* unique */
+        if (i > 0) { /* unique, and the first may be empty */
+            snprintf(text + strlen(text), 4, "k%d", (int)i);
+        }
         node.keys[i] = agglo_arena_text(arena, text, strlen(text), &err);
         node.items[i] = random_tree(random, arena, depth + 1);
     }
