@@ -26,9 +26,8 @@ static agglo_cache_teacher some_teacher(void)
 }
 
 /* A cache with `n_shards` units of 8 samples. */
-static const char *some_cache(uint32_t n_shards)
+static void fill_cache(const char *dir, uint32_t n_shards)
 {
-    const char *dir = test_dir();
     agglo_cache_teacher teacher = some_teacher();
     agglo_err err = {0};
 
@@ -37,6 +36,13 @@ static const char *some_cache(uint32_t n_shards)
     for (uint32_t shard = 0; shard < n_shards; shard++) {
         assert_ok(make_unit(dir, NULL, shard, 8, 2, NULL, &err));
     }
+}
+
+static const char *some_cache(uint32_t n_shards)
+{
+    const char *dir = test_dir();
+
+    fill_cache(dir, n_shards);
     return dir;
 }
 
@@ -101,13 +107,18 @@ static void hostile_descriptions(void **state)
          "it describes teacher ../clip"},
     };
 
+    const char *root = test_dir();
+
     (void)state;
     for (size_t i = 0; i < AGGLO_COUNT(cases); i++) {
-        const char *dir = some_cache(0);
         agglo_cache *cache = NULL;
-        char line[1024];
+        char line[1024], name[32];
         agglo_err err = {0};
+        const char *dir;
 
+        snprintf(name, sizeof name, "%zu", i);
+        dir = test_path(root, name);
+        fill_cache(dir, 0);
         assert_ok(agglo_file_write(test_path(dir, cases[i].file), cases[i].text, strlen(cases[i].text), &err));
         assert_int_not_equal(agglo_cache_open(&cache, dir, 0, &err), AGGLO_OK);
         assert_null(cache);
@@ -321,13 +332,64 @@ static void failing_allocations(void **state)
     assert_true(n > 15);
 }
 
+static bool has_temporary_files(const char *dir)
+{
+    agglo_arena *arena = NULL;
+    agglo_err err = {0};
+    char **names;
+    bool found = false;
+    size_t n = 0;
+
+    assert_ok(agglo_arena_new(&arena, 0, &err));
+    assert_ok(agglo_list_dir(dir, arena, &names, &n, &err));
+    for (size_t i = 0; i < n; i++) {
+        found |= agglo_is_temp_name(names[i]);
+    }
+    agglo_arena_free(arena);
+    return found;
+}
+
+static void failing_allocations_of_descriptions(void **state)
+{
+    const char *root = test_dir();
+    const agglo_cache_teacher teacher = some_teacher();
+    agglo_status status = AGGLO_E_MEMORY;
+    int64_t n;
+
+    (void)state;
+    for (n = 0; status != AGGLO_OK; n++) {
+        const char *dir;
+        agglo_err err = {0};
+        char name[32];
+
+        snprintf(name, sizeof name, "%d", (int)n);
+        dir = test_path(root, name);
+        agglo_alloc_fail_after(n);
+        status = agglo_cache_create(dir, &main_group, 1, &err);
+        if (status == AGGLO_OK) {
+            status = agglo_cache_add_teacher(dir, &teacher, &err);
+        }
+        agglo_alloc_fail_after(-1);
+        assert_true(status == AGGLO_OK || (status == AGGLO_E_MEMORY && err.status == status));
+        assert_false(agglo_path_is_dir(dir) && has_temporary_files(dir));
+        dir = test_path(dir, "clip");
+        assert_false(agglo_path_is_dir(dir) && has_temporary_files(dir));
+    }
+    assert_true(n > 15);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(descriptions_are_written_once),  cmocka_unit_test(the_first_description_wins),
-        cmocka_unit_test(only_finished_units_are_listed), cmocka_unit_test(refusals_name_their_reason),
-        cmocka_unit_test(hostile_descriptions),           cmocka_unit_test(taken_temporary_names),
-        cmocka_unit_test(many_readers_few_open_units),    cmocka_unit_test(failing_allocations),
+        cmocka_unit_test(descriptions_are_written_once),
+        cmocka_unit_test(the_first_description_wins),
+        cmocka_unit_test(only_finished_units_are_listed),
+        cmocka_unit_test(refusals_name_their_reason),
+        cmocka_unit_test(hostile_descriptions),
+        cmocka_unit_test(taken_temporary_names),
+        cmocka_unit_test(many_readers_few_open_units),
+        cmocka_unit_test(failing_allocations),
+        cmocka_unit_test(failing_allocations_of_descriptions),
     };
 
     return test_run("cache", tests);
