@@ -521,13 +521,13 @@ void agglo_recipe_clear(agglo_recipe *recipe)
 
 const agglo_view_config *agglo_recipe_group(const agglo_recipe *recipe, const agglo_recipe_teacher *teacher)
 {
-    for (size_t i = 0; i < recipe->n_groups; i++) {
-        if (strcmp(recipe->groups[i].group, teacher->group) == 0) {
-            return &recipe->groups[i];
-        }
+    size_t i = 0;
+
+    while (strcmp(recipe->groups[i].group, teacher->group) != 0) {
+        i++;
+        AGGLO_ASSERT(i < recipe->n_groups); /* checked on reading */
     }
-    AGGLO_ASSERT(!"a teacher's group was checked on reading");
-    return NULL;
+    return &recipe->groups[i];
 }
 
 agglo_status agglo_recipe_text(const agglo_recipe *recipe, char **out, agglo_err *err)
