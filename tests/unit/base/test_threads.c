@@ -9,6 +9,13 @@
 
 static const int thread_counts[] = {1, 2, 3, 7};
 
+static void pause_us(uint64_t us)
+{
+    struct timespec t = {0, (long)us * 1000};
+
+    nanosleep(&t, NULL);
+}
+
 /* ---- pool ---- */
 
 enum { MAX_N = 4099, MAX_WORKERS = 8 };
@@ -20,6 +27,7 @@ typedef struct loop {
     double values[MAX_N];
     atomic_int busy[MAX_WORKERS]; /* bodies that run under this worker's number right now */
     atomic_int clashes;
+    atomic_bool others_run;     /* an index other than 0 has begun */
     int inner[MAX_WORKERS][16]; /* nested loops: written without locks under the number of the worker */
 } loop;
 
@@ -90,7 +98,7 @@ static void many_tiny_loops_run(void **state)
             expected += round % 5;
             assert_true(atomic_load(&count) == expected); /* all done when it returns */
             if (round % 500 == 499) {                     /* long enough that the workers fall asleep */
-                nanosleep(&(struct timespec){0, 3000000}, NULL);
+                pause_us(3000);
             }
         }
         agglo_pool_free(pool);
@@ -117,6 +125,12 @@ static void outer_body(void *context, int64_t i, int worker)
     loop *l = context;
     nested_call call = {l, worker};
 
+    if (i > 0) {
+        atomic_store(&l->others_run, true);
+    }
+    while (agglo_pool_threads(l->pool) > 1 && !atomic_load(&l->others_run)) { /* two workers at least take part */
+        pause_us(10);
+    }
     atomic_fetch_add(&l->calls[i], 1);
     agglo_pool_for(l->pool, 16, inner_body, &call);
     agglo_pool_for(l->pool, 1, inner_body, &call);
@@ -215,13 +229,6 @@ typedef struct pipeline {
     int fail_every; /* 0: never */
     int max_delay_us;
 } pipeline;
-
-static void pause_us(uint64_t us)
-{
-    struct timespec t = {0, (long)us * 1000};
-
-    nanosleep(&t, NULL);
-}
 
 static agglo_status work(void *context, void *in_slot, int worker, agglo_err *err)
 {
