@@ -462,7 +462,7 @@ agglo_status agglo_yaml_fields(const agglo_yaml *map, const char *section, const
             return agglo_yaml_fail(map, err, "%s needs the key '%s'", section, fields[f].key);
         }
         if (node != NULL && read_field(node, &fields[f], (char *)base + fields[f].offset, context, err) != AGGLO_OK) {
-            return agglo_at(err, "%s.%s", section, fields[f].key);
+            return agglo_at(err, "%s", fields[f].key);
         }
     }
     return AGGLO_OK;

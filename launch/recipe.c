@@ -445,7 +445,7 @@ static agglo_status read_fields(agglo_recipe *recipe, agglo_err *err)
         return agglo_yaml_fail(recipe->tree, err, "a recipe is a map of keys");
     }
     if (seed != NULL && agglo_yaml_int(seed, 0, INT64_MAX, &number, err) != AGGLO_OK) {
-        return err->status;
+        return agglo_at(err, "seed");
     }
     recipe->seed = (uint64_t)number;
     recipe->trainer = agglo_trainer_config_default();
