@@ -304,9 +304,9 @@ static void wrong_recipes_say_where_and_what_was_meant(void **state)
         {"steps: 3\n", "train needs the key 'name' (r.yaml:1)"},
         {"name: ~\n", "train needs the key 'name' (r.yaml:1)"},
         {"- 1\n", "train must be a map (r.yaml:1)"},
-        {"name: n\nsteps: 0\n", "0 is out of range: 1 to 1000000 (train.steps: r.yaml:2)"},
+        {"name: n\nsteps: 0\n", "0 is out of range: 1 to 1000000 (steps: r.yaml:2)"},
         {"name: n\nsteps: 9999999999999999999\n",
-         "9999999999999999999 is out of range: 1 to 1000000 (train.steps: r.yaml:2)"},
+         "9999999999999999999 is out of range: 1 to 1000000 (steps: r.yaml:2)"},
         {"name: n\nrate: fast\n", "expected a number (train.rate: r.yaml:2)"},
         {"name: n\nrate: -1\n", "-1 is out of range: 0 to 1 (train.rate: r.yaml:2)"},
         {"name: [n]\n", "expected a text (train.name: r.yaml:1)"},
@@ -477,7 +477,7 @@ static void set_refuses_what_has_no_place(void **state)
         assert_int_equal(agglo_yaml_fields(root, "train", table, AGGLO_COUNT(table), &s, &context, &err),
                          AGGLO_E_CONFIG);
         assert_string_equal(agglo_err_line(&err, line, sizeof line),
-                            "expected a whole number (train.steps: --set steps)");
+                            "expected a whole number (steps: --set steps)");
     }
 }
 
