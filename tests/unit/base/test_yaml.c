@@ -307,20 +307,20 @@ static void wrong_recipes_say_where_and_what_was_meant(void **state)
         {"name: n\nsteps: 0\n", "0 is out of range: 1 to 1000000 (steps: r.yaml:2)"},
         {"name: n\nsteps: 9999999999999999999\n",
          "9999999999999999999 is out of range: 1 to 1000000 (steps: r.yaml:2)"},
-        {"name: n\nrate: fast\n", "expected a number (train.rate: r.yaml:2)"},
-        {"name: n\nrate: -1\n", "-1 is out of range: 0 to 1 (train.rate: r.yaml:2)"},
-        {"name: [n]\n", "expected a text (train.name: r.yaml:1)"},
-        {"name: n\nwindow: 3\n", "expected a list of two numbers (train.window: r.yaml:2)"},
-        {"name: n\nwindow: [0.1]\n", "expected a list of two numbers (train.window: r.yaml:2)"},
-        {"name: n\nwindow: [0.1, 2]\n", "2 is out of range: 0 to 1 (train.window: r.yaml:2)"},
-        {"name: n\nwindow: [0.5, 0.1]\n", "the range must ascend (train.window: r.yaml:2)"},
-        {"name: n\nfast: yes\n", "expected true or false (train.fast: r.yaml:2)"},
+        {"name: n\nrate: fast\n", "expected a number (rate: r.yaml:2)"},
+        {"name: n\nrate: -1\n", "-1 is out of range: 0 to 1 (rate: r.yaml:2)"},
+        {"name: [n]\n", "expected a text (name: r.yaml:1)"},
+        {"name: n\nwindow: 3\n", "expected a list of two numbers (window: r.yaml:2)"},
+        {"name: n\nwindow: [0.1]\n", "expected a list of two numbers (window: r.yaml:2)"},
+        {"name: n\nwindow: [0.1, 2]\n", "2 is out of range: 0 to 1 (window: r.yaml:2)"},
+        {"name: n\nwindow: [0.5, 0.1]\n", "the range must ascend (window: r.yaml:2)"},
+        {"name: n\nfast: yes\n", "expected true or false (fast: r.yaml:2)"},
         {"name: n\nmode: cosin\n",
-         "unknown value 'cosin', did you mean 'cosine'? Allowed: cosine, linear, constant (train.mode: r.yaml:2)"},
+         "unknown value 'cosin', did you mean 'cosine'? Allowed: cosine, linear, constant (mode: r.yaml:2)"},
         {"name: n\nmode: polynomial\n",
-         "unknown value 'polynomial', allowed: cosine, linear, constant (train.mode: r.yaml:2)"},
-        {"name: n\nmode: [linear]\n", "expected one of: cosine, linear, constant (train.mode: r.yaml:2)"},
-        {"name: n\ncustom: 1\n", "expected a list (train.custom: r.yaml:2)"},
+         "unknown value 'polynomial', allowed: cosine, linear, constant (mode: r.yaml:2)"},
+        {"name: n\nmode: [linear]\n", "expected one of: cosine, linear, constant (mode: r.yaml:2)"},
+        {"name: n\ncustom: 1\n", "expected a list (custom: r.yaml:2)"},
     };
 
     for (size_t i = 0; i < AGGLO_COUNT(cases); i++) {
@@ -476,8 +476,7 @@ static void set_refuses_what_has_no_place(void **state)
         assert_ok(agglo_yaml_set(root, "steps=many", arena_of(state), &err));
         assert_int_equal(agglo_yaml_fields(root, "train", table, AGGLO_COUNT(table), &s, &context, &err),
                          AGGLO_E_CONFIG);
-        assert_string_equal(agglo_err_line(&err, line, sizeof line),
-                            "expected a whole number (steps: --set steps)");
+        assert_string_equal(agglo_err_line(&err, line, sizeof line), "expected a whole number (steps: --set steps)");
     }
 }
 
