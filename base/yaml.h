@@ -74,8 +74,8 @@ typedef struct agglo_field {
 } agglo_field;
 
 /* Read `map` into the struct at `base`. Fields that are missing (or null and not required) keep what they held: fill defaults
- * first. `section` names the map in messages ("train"); a wrong value is placed at its key alone: the caller puts the section in
- * front with agglo_at. */
+ * first. `section` names the map in messages ("train"); a wrong value is placed at its key, to which a table
+ * around this one adds its own ("train: steps"). */
 agglo_status agglo_yaml_fields(const agglo_yaml *map, const char *section, const agglo_field *fields, size_t n_fields,
                                void *base, void *context, agglo_err *err);
 
