@@ -8,6 +8,7 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { MAX_THREADS = 1024, SPINS = 2000 };
 
@@ -120,7 +121,9 @@ int agglo_cores(void)
     cpu_set_t set;
 
     if (sched_getaffinity(0, sizeof set, &set) != 0) {
-        return 1;
+        long online = sysconf(_SC_NPROCESSORS_ONLN); /* more than the set can hold */
+
+        return online > 0 && online < MAX_THREADS ? (int)online : MAX_THREADS;
     }
     return CPU_COUNT(&set) > 0 ? CPU_COUNT(&set) : 1;
 }
