@@ -22,6 +22,7 @@
 #include "tensor/cuda/kernels.cuh"
 
 #define SIDE     16 /* the block is SIDE x SIDE threads: two rows of threads to a warp */
+#define THREADS  256
 #define FWD_TILE 64
 #define MOST_DIM 128
 
@@ -57,7 +58,7 @@ template <int TILE, int PAD>
 static __device__ inline void load_tile(float *to, const float *from, int64_t stride, int64_t first, int64_t n, int d)
 {
 #pragma unroll 4
-    for (int e = (int)threadIdx.x; e < TILE * PAD; e += SIDE * SIDE) {
+    for (int e = (int)threadIdx.x; e < TILE * PAD; e += THREADS) {
         int row = e / PAD, column = e % PAD;
 
         to[row * (PAD + 4) + column] = first + row < n && column < d ? from[(first + row) * stride + column] : 0.0f;
@@ -208,7 +209,7 @@ template <int PAD> constexpr size_t forward_bytes()
 }
 
 /* Keys and values take turns in one buffer, so that more blocks fit a multiprocessor. */
-template <int PAD> static __global__ __launch_bounds__(SIDE * SIDE, 2) void attention_kernel(const attention_work job)
+template <int PAD> static __global__ __launch_bounds__(THREADS, 2) void attention_kernel(const attention_work job)
 {
     const int TILE = FWD_TILE, M = TILE / SIDE, d = (int)job.d;
     const int tx = (int)threadIdx.x % SIDE, ty = (int)threadIdx.x / SIDE;
@@ -306,7 +307,7 @@ template <int TILE, int PAD> constexpr size_t backward_bytes()
 
 /* d_q of a tile of queries, over all keys. */
 template <int TILE, int PAD>
-static __global__ __launch_bounds__(SIDE * SIDE, 2) void attention_bwd_queries_kernel(const attention_work job)
+static __global__ __launch_bounds__(THREADS, 2) void attention_bwd_queries_kernel(const attention_work job)
 {
     const int M = TILE / SIDE, d = (int)job.d, tx = (int)threadIdx.x % SIDE, ty = (int)threadIdx.x / SIDE;
     const int64_t dim = job.h * job.d;
@@ -359,7 +360,7 @@ static __global__ __launch_bounds__(SIDE * SIDE, 2) void attention_bwd_queries_k
 
 /* d_k and d_v of a tile of keys, over all queries. Rows of the tile are keys here, columns queries. */
 template <int TILE, int PAD>
-static __global__ __launch_bounds__(SIDE * SIDE, 2) void attention_bwd_keys_kernel(const attention_work job)
+static __global__ __launch_bounds__(THREADS, 2) void attention_bwd_keys_kernel(const attention_work job)
 {
     const int M = TILE / SIDE, d = (int)job.d, tx = (int)threadIdx.x % SIDE;
     const int64_t dim = job.h * job.d;
@@ -387,7 +388,7 @@ static __global__ __launch_bounds__(SIDE * SIDE, 2) void attention_bwd_keys_kern
             __syncthreads(); /* the queries before have been used */
             load_tile<TILE, PAD>(q, qkv, 3 * dim, query, job.n, d);
             load_tile<TILE, PAD>(d_o, job.d_out + at.unpacked, dim, query, job.n, d);
-            for (int i = (int)threadIdx.x; i < TILE; i += SIDE * SIDE) {
+            for (int i = (int)threadIdx.x; i < TILE; i += THREADS) {
                 lse[i] = query + i < job.n ? job.lse[at.rows + query + i] : 0.0f;
                 delta[i] = query + i < job.n ? job.delta[at.rows + query + i] : 0.0f;
             }
@@ -436,7 +437,7 @@ static void launch(agglo_cuda *cuda, attention_kernel_function *kernel, attentio
             cuda, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes), what)) {
         return;
     }
-    kernel<<<agglo_cuda_grid(job->n_tasks, MOST_GRID), SIDE * SIDE, shared_bytes, cuda->stream>>>(*job);
+    kernel<<<agglo_cuda_grid(job->n_tasks, MOST_GRID), THREADS, shared_bytes, cuda->stream>>>(*job);
     agglo_cuda_launched(cuda, what);
 }
 

@@ -1,6 +1,7 @@
 /* What the kernels share: loops over elements and rows, sums over a warp and a block in a fixed order, element types.
  *
- * Elements and offsets are counted in 64 bits. Grids may be smaller than the work: every kernel strides over the rest.
+ * Elements and offsets are counted in 64 bits. Grids may be smaller than the work: every kernel strides over the rest (but for channels,
+ * which never outnumber a grid).
  */
 #ifndef AGGLO_TENSOR_CUDA_KERNELS_CUH
 #define AGGLO_TENSOR_CUDA_KERNELS_CUH
