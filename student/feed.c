@@ -95,11 +95,21 @@ agglo_status agglo_head_config_of_cache(const agglo_cache *cache, const char *na
 
 /* ---- one sample ---- */
 
-/* Failures that cost the sample alone; all others (mismatches, memory, the device) stop the run. */
+/* Failures that cost the sample alone: they are in the files, and come again in every run. All others stop the run: mismatches,
+ * and what may pass (memory, descriptors, a disk or network that fails), where going on without the sample would make this run
+ * another one than the next. */
 static bool costs_the_sample(agglo_status status)
 {
-    return status == AGGLO_E_IO || status == AGGLO_E_DATA || status == AGGLO_E_NOT_FOUND ||
-           status == AGGLO_E_UNSUPPORTED;
+    return status == AGGLO_E_DATA || status == AGGLO_E_NOT_FOUND || status == AGGLO_E_UNSUPPORTED;
+}
+
+/* A shard that could not be had when the dataset was opened stays so, for whatever reason. */
+static bool lost_shard(const agglo_feed *feed, uint32_t shard)
+{
+    agglo_err ignored = {0};
+
+    return shard < agglo_dataset_shards(feed->config.dataset) &&
+           agglo_dataset_shard_status(feed->config.dataset, shard, &ignored) != AGGLO_OK;
 }
 
 /* Write down why a sample is bad, and go on. */
@@ -259,7 +269,7 @@ static agglo_status fetch(agglo_feed *feed, worker *w, job *j, agglo_err *err)
             status = err->status = AGGLO_E_DATA;
         }
     }
-    if (costs_the_sample(status)) {
+    if (costs_the_sample(status) || (status == AGGLO_E_IO && lost_shard(feed, place->shard))) {
         note_bad(j, "", err);
         clear_picture(j->slot, j->index);
         for (size_t t = 0; t < config->n_teachers; t++) {

@@ -4,9 +4,11 @@
  *     while (agglo_feed_room(feed) > 0) agglo_feed_submit(feed, plan of the next step)
  *     agglo_feed_take(feed, &batch) ... use it ... agglo_feed_release(feed)
  *
- * A sample that cannot be decoded, or whose record is missing or damaged, keeps its slot with weight zero, is
- * counted and logged by name. A record that belongs to another view, other pixels or other provenance than
- * expected stops the run: AGGLO_E_MISMATCH. One thread submits, takes and releases.
+ * A sample that cannot be decoded, or whose record or the file it stands in is missing or damaged, keeps its slot
+ * with weight zero, is counted and logged by name: the same samples in every run over the same files. A record that
+ * belongs to another view, other pixels or other provenance than expected stops the run, AGGLO_E_MISMATCH; so does
+ * a failure that may pass (AGGLO_E_IO, AGGLO_E_MEMORY), after which the run is resumed. One thread submits, takes
+ * and releases.
  */
 #ifndef AGGLO_STUDENT_FEED_H
 #define AGGLO_STUDENT_FEED_H

@@ -4,14 +4,16 @@
 #include <math.h>
 #include <unistd.h>
 
-static char dirs[16][256];
+#define MAX_DIRS 64
+
+static char dirs[MAX_DIRS][256];
 static int n_dirs;
 
 static void remove_dirs(void)
 {
     agglo_err err = {0};
 
-    for (int i = 0; i < n_dirs && i < 16; i++) {
+    for (int i = 0; i < n_dirs; i++) {
         agglo_remove_tree(dirs[i], &err);
     }
 }
@@ -21,8 +23,8 @@ const char *test_dir(void)
     const char *base = getenv("TMPDIR");
     char *dir;
 
-    if (n_dirs >= 16) {
-        fprintf(stderr, "a test program makes at most 16 directories\n");
+    if (n_dirs >= MAX_DIRS) {
+        fprintf(stderr, "a test program makes at most %d directories\n", MAX_DIRS);
         abort();
     }
     if (n_dirs == 0) {

@@ -42,7 +42,7 @@
         agglo_err_clear(&err);                                                                                         \
     } while (0)
 
-/* A fresh empty directory, removed when the program ends. Static storage of the last 16 results. */
+/* A fresh empty directory, removed when the program ends. Static storage; at most 64 in a program. */
 const char *test_dir(void);
 
 /* dir + "/" + name; static storage of the last 16 results. */

@@ -3,6 +3,8 @@
  */
 #include <math.h>
 #include <stdlib.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include "ingest/ingest.h"
 #include "student/eval_distill.h"
@@ -525,6 +527,104 @@ static void test_damaged_picture(void **state)
     close_world(&w);
 }
 
+/* The file of teacher "far", shard 0 is damaged before the first sample of it is asked for: every sample loses that teacher, in this
+ * run and in the next, whatever the number of workers, and keeps the other. */
+static void check_damaged_file(const char *how)
+{
+    world w;
+    const char *path;
+    agglo_err err = {0};
+
+    open_world(&w, &nothing);
+    path = test_path(w.dir, "cache/far/main-000000-v0-1.lmdb");
+    for (int run = 0; run < 2; run++) {
+        agglo_feed *feed;
+        const agglo_batch *batch;
+        agglo_plan_sample samples[BATCH] = {{0}};
+        agglo_step_plan plan = {.samples = samples, .n_samples = BATCH};
+
+        for (uint32_t i = 0; i < BATCH; i++) {
+            samples[i].index = samples[i].ordinal = i;
+        }
+        w.config.n_workers = 1 + run;
+        assert_ok(agglo_feed_new(&feed, &w.config, &err));
+        if (run == 0 && strcmp(how, "gone") == 0) {
+            assert_int_equal(unlink(path), 0);
+        } else if (run == 0 && strcmp(how, "cut") == 0) {
+            assert_int_equal(truncate(path, 4096), 0);
+        } else if (run == 0) {
+            FILE *file = fopen(path, "r+b");
+
+            assert_non_null(file);
+            assert_int_equal(fseek(file, 5000, SEEK_SET), 0);
+            assert_int_equal(fwrite("damage", 1, 6, file), 6);
+            assert_int_equal(fclose(file), 0);
+        }
+        for (int k = 0; k < 2; k++) {
+            agglo_feed_submit(feed, &plan);
+        }
+        for (int k = 0; k < 2; k++) {
+            assert_ok(agglo_feed_take(feed, &batch, &err));
+            assert_int_equal(batch->n_bad, BATCH);
+            assert_int_equal(batch->targets[0].n_valid, BATCH);
+            assert_int_equal(batch->targets[1].n_valid, 0);
+            agglo_feed_release(feed);
+        }
+        agglo_feed_free(feed);
+        agglo_cache_close(w.cache);
+        assert_ok(agglo_cache_open(&w.cache, test_path(w.dir, "cache"), 0, &err));
+        w.config.cache = w.cache;
+    }
+    close_world(&w);
+}
+
+static void test_damaged_file(void **state)
+{
+    (void)state;
+    check_damaged_file("gone");
+    check_damaged_file("cut");
+    check_damaged_file("written to");
+}
+
+/* No descriptor to open a shard or a unit with: nothing is wrong with any sample, so none is left out and the run stops. */
+static void test_failure_that_may_pass(void **state)
+{
+    agglo_plan_sample samples[BATCH] = {{0}};
+    agglo_step_plan plan = {.samples = samples, .n_samples = BATCH};
+    struct rlimit usual, none;
+    agglo_sample sample;
+    world w;
+    agglo_err err = {0};
+    const char *data;
+
+    (void)state;
+    open_world(&w, &nothing);
+    data = test_path(w.dir, "data");
+    agglo_dataset_close(w.dataset); /* opened again, so that no shard is mapped yet */
+    assert_ok(agglo_dataset_open(&w.dataset, &data, 1, &err));
+    w.config.dataset = w.dataset;
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &usual), 0);
+    none = (struct rlimit){.rlim_cur = 0, .rlim_max = usual.rlim_max};
+    for (int mapped = 0; mapped < 2; mapped++) {
+        agglo_feed *feed;
+        const agglo_batch *batch;
+        agglo_status status;
+
+        if (mapped) {
+            assert_ok(agglo_dataset_sample(w.dataset, 0, 0, &sample, &err));
+        }
+        assert_ok(agglo_feed_new(&feed, &w.config, &err));
+        assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+        agglo_feed_submit(feed, &plan);
+        status = agglo_feed_take(feed, &batch, &err);
+        assert_int_equal(setrlimit(RLIMIT_NOFILE, &usual), 0);
+        assert_int_equal(status, AGGLO_E_IO);
+        agglo_err_clear(&err);
+        agglo_feed_free(feed);
+    }
+    close_world(&w);
+}
+
 static void check_stops(const wrongs *wrong, uint32_t check_every, agglo_status status, const char *text)
 {
     world w;
@@ -731,11 +831,18 @@ static void test_distill(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_contents),        cmocka_unit_test(test_abandoned),
-        cmocka_unit_test(test_missing_record),  cmocka_unit_test(test_damaged_record),
-        cmocka_unit_test(test_damaged_picture), cmocka_unit_test(test_mismatches),
-        cmocka_unit_test(test_other_teachers),  cmocka_unit_test(test_check_rate),
-        cmocka_unit_test(test_distill),         cmocka_unit_test(test_out_of_memory),
+        cmocka_unit_test(test_contents),
+        cmocka_unit_test(test_abandoned),
+        cmocka_unit_test(test_missing_record),
+        cmocka_unit_test(test_damaged_record),
+        cmocka_unit_test(test_damaged_picture),
+        cmocka_unit_test(test_damaged_file),
+        cmocka_unit_test(test_failure_that_may_pass),
+        cmocka_unit_test(test_mismatches),
+        cmocka_unit_test(test_other_teachers),
+        cmocka_unit_test(test_check_rate),
+        cmocka_unit_test(test_distill),
+        cmocka_unit_test(test_out_of_memory),
     };
 
     return test_run("feed", tests);
