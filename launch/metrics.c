@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -110,16 +111,16 @@ agglo_status agglo_metrics_file_add(agglo_metrics_file *file, const agglo_metric
     json_object_set_new(line, "teachers", teachers);
     json_object_set_new(line, "images_per_s", rounded(images_per_s, 0.1));
     json_object_set_new(line, "data_wait", rounded(data_wait, 0.001));
-    text = agglo_json_line(line, err);
+    text = json_dumps(line, JSON_COMPACT | JSON_REAL_PRECISION(9)); /* as precise as the floats behind it */
     json_decref(line);
     if (text == NULL) {
-        return err->status;
+        return agglo_fail(err, AGGLO_E_MEMORY, "out of memory printing the metrics");
     }
     if (fprintf(file->stream, "%s\n", text) < 0 || fflush(file->stream) != 0) {
         agglo_fail(err, AGGLO_E_IO, "%s", strerror(errno));
         agglo_at(err, "%s", file->path);
         agglo_doing(err, "cannot write the metrics");
     }
-    agglo_free(text);
+    free(text);
     return err->status;
 }
