@@ -1303,10 +1303,68 @@ static void test_table(void **state)
     }
 }
 
+/* Vectors at and below the norm at which the cosine clamps. Gradients there are some 1e8 times those of ordinary rows, so that each
+ * row is compared by itself. */
+static void test_small_norms(void **state)
+{
+    enum { N = 6, C = 40 };
+    static const double pred_norm[N] = {0.0, 1.0, 3e-9, 1.0, 0.0, 4e-8},
+                        target_norm[N] = {1.0, 0.0, 1.0, 3e-9, 0.0, 4e-8};
+    double pred[N * C], target[N * C], d_ref[N * C], sums_ref[4] = {0};
+    float pred_f[N * C], target_f[N * C], d_got[N * C], sums[4] = {0};
+    test_random random = test_random_new(99);
+    agglo_backend *be;
+    agglo_tensor t[4];
+    agglo_err err = {0};
+
+    (void)state;
+    for (int i = 0; i < N; i++) {
+        for (int j = i * C; j < (i + 1) * C; j++) {
+            pred_f[j] = (float)pred_norm[i] * test_random_normal(&random) / sqrtf((float)C);
+            target_f[j] = (float)target_norm[i] * (0.5f * pred_f[j] + test_random_normal(&random) / sqrtf((float)C));
+            pred[j] = (double)pred_f[j];
+            target[j] = (double)target_f[j];
+        }
+    }
+    ref_distill_loss(&ref_config, 1, N, C, pred, target, NULL, 1.0, d_ref, sums_ref);
+    assert_ok(agglo_backend_open(&be, device, 1, &err));
+    t[0] = agglo_tensor_3d(agglo_backend_alloc(be, sizeof pred_f, &err), AGGLO_F32, 1, N, C);
+    t[1] = agglo_tensor_3d(agglo_backend_alloc(be, sizeof target_f, &err), AGGLO_F32, 1, N, C);
+    t[2] = agglo_tensor_3d(agglo_backend_alloc(be, sizeof d_got, &err), AGGLO_F32, 1, N, C);
+    t[3] = agglo_tensor_1d(agglo_backend_alloc(be, sizeof sums, &err), AGGLO_F32, 4);
+    agglo_upload(be, t[0].data, pred_f, sizeof pred_f);
+    agglo_upload(be, t[1].data, target_f, sizeof target_f);
+    agglo_distill_loss(be, &loss_config, &t[0], &t[1], NULL, 1.0f, &t[2], &t[3]);
+    agglo_download(be, d_got, t[2].data, sizeof d_got);
+    agglo_download(be, sums, t[3].data, sizeof sums);
+    assert_ok(agglo_backend_check(be, &err));
+    for (int i = 0; i < 4; i++) {
+        assert_true(fabs((double)sums[i] - sums_ref[i]) < 1e-5);
+    }
+    for (int i = 0; i < N; i++) {
+        double largest = 0.0, worst = 0.0;
+
+        for (int j = i * C; j < (i + 1) * C; j++) {
+            assert_true(isfinite(d_got[j]));
+            largest = fmax(largest, fabs(d_ref[j]));
+            worst = fmax(worst, fabs((double)d_got[j] - d_ref[j]));
+        }
+        if (worst > 1e-4 * largest) {
+            fail_msg("row %d (norms %g, %g): the gradient is off by %g of %g", i, pred_norm[i], target_norm[i], worst,
+                     largest);
+        }
+    }
+    for (int i = 0; i < 4; i++) {
+        agglo_backend_release(be, t[i].data);
+    }
+    agglo_backend_free(be);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_table),
+        cmocka_unit_test(test_small_norms),
     };
 
     device = test_device();

@@ -220,11 +220,83 @@ static void test_random_file(void **state)
     agglo_backend_free(backend);
 }
 
+static bool ends_with(const char *text, const char *end)
+{
+    size_t n = strlen(text), k = strlen(end);
+
+    return n >= k && strcmp(text + n - k, end) == 0;
+}
+
+/* Distribution and weight decay of every parameter, by its name alone (spec students.md sections 1.2 and 7): linear weights 0.02 and
+ * decay; positions and tokens d^-0.5; norms 1, biases 0; none of these decay. */
+static void check_initial(int64_t head_version)
+{
+    agglo_head_config head = {"clip", 48, 40, 3, 3, 1.0, 1.0};
+    agglo_student_config config;
+    agglo_student *student;
+    agglo_backend *backend;
+    agglo_params *params;
+    agglo_err err = {0};
+    int n_of_kind[3] = {0};
+
+    assert_ok(agglo_student_config_by_name(&config, "vit", &err));
+    config.dim = 64;
+    config.depth = 2;
+    config.heads = 2;
+    config.patch = 4;
+    config.image = 32;
+    config.registers = 31;
+    config.final_norm = true;
+    config.head_version = head_version;
+    config.head_inner = 2;
+    assert_ok(agglo_backend_cpu_new(&backend, 1, &err));
+    assert_ok(agglo_student_new(&student, backend, &config, &head, 1, false, &err));
+    params = agglo_student_params(student);
+    assert_ok(agglo_params_init(params, 3, &err));
+    for (size_t i = 0; i < agglo_params_count(params); i++) {
+        const agglo_param *param = agglo_params_at(params, i);
+        const float *value = param->value.data; /* the CPU's memory is the host's */
+        int64_t n = agglo_tensor_count(&param->value);
+        bool table = strcmp(param->name, "pos_embed") == 0 || strcmp(param->name, "token") == 0;
+        bool vector = param->value.rank == 1;
+        double mean = 0.0, square = 0.0, sigma = table ? 0.125 : 0.02;
+
+        assert_int_equal(param->decay, !table && !vector);
+        n_of_kind[table ? 0 : vector ? 1 : 2]++;
+        for (int64_t k = 0; k < n; k++) {
+            mean += (double)value[k] / (double)n;
+            square += (double)value[k] * (double)value[k] / (double)n;
+            if (vector && value[k] != (ends_with(param->name, ".bias") ? 0.0f : 1.0f)) {
+                fail_msg("%s[%lld] is %g", param->name, (long long)k, (double)value[k]);
+            }
+        }
+        /* 2000 values and more: five standard deviations of the estimates */
+        assert_true(vector || n >= 2000);
+        if (!vector && (fabs(mean) > 5.0 * sigma / sqrt((double)n) ||
+                        fabs(sqrt(square) / sigma - 1.0) > 5.0 / sqrt(2.0 * (double)n))) {
+            fail_msg("%s: mean %g, root mean square %g, expected 0 and %g", param->name, mean, sqrt(square), sigma);
+        }
+    }
+    assert_int_equal(n_of_kind[0], 2);
+    assert_int_equal(n_of_kind[1], 2 * 8 + 2 + 2 * 10);
+    assert_int_equal(n_of_kind[2], 1 + 2 * 4 + 2 * 4);
+    agglo_student_free(student);
+    agglo_backend_free(backend);
+}
+
+static void test_initial(void **state)
+{
+    (void)state;
+    check_initial(1);
+    check_initial(2);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_named_sizes), cmocka_unit_test(test_names), cmocka_unit_test(test_checks),
         cmocka_unit_test(test_heads),       cmocka_unit_test(test_json),  cmocka_unit_test(test_random_file),
+        cmocka_unit_test(test_initial),
     };
 
     return test_run("student config", tests);

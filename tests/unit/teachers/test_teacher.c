@@ -302,6 +302,8 @@ static void random_weights_know_themselves(void **state)
         assert_int_equal(teacher.info.n_params, agglo_teacher_params(&wrote));
         assert_int_equal(agglo_teacher_unknown_count(&teacher), 0);
         assert_int_equal(teacher.info.preprocess.size, 16);
+        /* CLIP's short side is the crop's, DINOv2's 256 / 224 of it */
+        assert_int_equal(teacher.info.preprocess.resize_to, strcmp(wrote.family, "clip") == 0 ? 16 : 18);
         out = run(&teacher, 2, 16, 16, &n);
         for (size_t k = 0; k < n; k++) {
             assert_true(isfinite(out[k]) && fabsf(out[k]) < 100.0f);
