@@ -2,9 +2,10 @@
  * bias, position table on patches only, CLS and registers in front, pre-norm blocks, no final norm unless asked
  * for.
  *
- * Position table: g x g. A grid of the same size uses it unchanged. Any other grid h x w gets the table resampled
- * to m x m, m = max(h, w), bilinear, align_corners = false, cut to its top left h x w (section 1.3), with the
- * transpose of that for the gradient.
+ * Position table: g x g. A grid of the same size uses it unchanged. For any other grid h x w (section 1.3; bilinear
+ * with align_corners = false; the gradient takes the transpose):
+ *     g other than image / patch (CPE)   resampled to m x m, m = max(h, w), then cut to its top left h x w
+ *     g = image / patch                  cut to its top left min(h, g) x min(w, g), then resampled to h x w if need be
  */
 #include <math.h>
 #include <stdio.h>
@@ -26,9 +27,10 @@ typedef struct vit {
     /* the plan: B pictures of h x w patches, n = h w, N = n_prefix + n */
     bool train;
     int64_t batch, grid_h, grid_w;
-    agglo_tensor patches, embedded;       /* [B*n, 3pp], [B*n, d]; embedded holds its own gradient on the way back */
-    agglo_tensor pos_square, pos_cut;     /* [1,m,m,d], [n,d]; NULL data where the table serves as it is */
-    agglo_tensor d_pos_square, d_pos_cut; /* the same, in training */
+    agglo_tensor patches, embedded;    /* [B*n, 3pp], [B*n, d]; embedded holds its own gradient on the way back */
+    int64_t mid_h, mid_w;              /* of the table between its two changes: m x m, or what is cut from it */
+    agglo_tensor pos_mid, pos_out;     /* [1,mid_h,mid_w,d], [n,d]; not used where the table serves as it is */
+    agglo_tensor d_pos_mid, d_pos_out; /* the same, in training */
     agglo_tensor *x; /* [depth + 1] of [B,N,d]: input of every block, output of the last; at inference all the same */
     agglo_vit_block_kept *kept; /* [depth] */
     agglo_vit_block_scratch scratch;
@@ -122,15 +124,39 @@ static agglo_tensor take3(agglo_slab *slab, int64_t a, int64_t b, int64_t c)
     return agglo_slab_take(slab, AGGLO_F32, 3, shape);
 }
 
-/* Whether the table is used as it is, and the side m of the square it is resampled to otherwise. */
+/* Whether the table is used as it is. */
 static bool table_fits(const vit *v)
 {
     return v->grid_h == v->config.pos_grid && v->grid_w == v->config.pos_grid;
 }
 
-static int64_t square_side(const vit *v)
+/* Whether the table has a size of its own rather than the training grid's: resampled first, then cut. */
+static bool is_cpe(const vit *v)
 {
-    return v->grid_h > v->grid_w ? v->grid_h : v->grid_w;
+    return v->config.pos_grid != v->config.image / v->config.patch;
+}
+
+static int64_t smaller(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+static void plan_positions(vit *v, agglo_slab *slab)
+{
+    int64_t g = v->config.pos_grid, h = v->grid_h, w = v->grid_w, d = v->config.dim, m = h > w ? h : w;
+    int64_t shape[4] = {1, 0, 0, d};
+
+    if (table_fits(v)) {
+        return;
+    }
+    v->mid_h = shape[1] = is_cpe(v) ? m : smaller(h, g);
+    v->mid_w = shape[2] = is_cpe(v) ? m : smaller(w, g);
+    v->pos_mid = agglo_slab_take(slab, AGGLO_F32, 4, shape);
+    v->pos_out = take2(slab, h * w, d);
+    if (v->train) {
+        v->d_pos_mid = agglo_slab_take(slab, AGGLO_F32, 4, shape);
+        v->d_pos_out = take2(slab, h * w, d);
+    }
 }
 
 static void vit_plan(void *self, int64_t batch, int64_t height, int64_t width, bool train, agglo_slab *slab)
@@ -148,17 +174,7 @@ static void vit_plan(void *self, int64_t batch, int64_t height, int64_t width, b
 
     v->patches = take2(slab, batch * n, 3 * p * p);
     v->embedded = take2(slab, batch * n, d);
-    if (!table_fits(v)) {
-        int64_t m = square_side(v);
-        const int64_t square[4] = {1, m, m, d};
-
-        v->pos_square = agglo_slab_take(slab, AGGLO_F32, 4, square);
-        v->pos_cut = take2(slab, n, d);
-        if (train) {
-            v->d_pos_square = agglo_slab_take(slab, AGGLO_F32, 4, square);
-            v->d_pos_cut = take2(slab, n, d);
-        }
-    }
+    plan_positions(v, slab);
     v->x[0] = take3(slab, batch, n_tok, d);
     for (int64_t i = 0; i < depth; i++) {
         if (train || i == 0) {
@@ -186,37 +202,64 @@ static void vit_plan(void *self, int64_t batch, int64_t height, int64_t width, b
     }
 }
 
-/* The table, its gradient or a resampled square as a map [1, side, side, d]. */
-static agglo_tensor as_map(const agglo_tensor *table, int64_t side, int64_t d)
+/* A map of h x w positions, for resampling. */
+static agglo_tensor as_map(const vit *v, const agglo_tensor *t, int64_t h, int64_t w)
 {
-    return agglo_tensor_4d(table->data, table->dtype, 1, side, side, d);
+    return agglo_tensor_4d(t->data, t->dtype, 1, h, w, v->config.dim);
 }
 
-/* The first h rows of a square as [h, m, d]: their first w columns are the cut. */
-static agglo_tensor top_rows(const vit *v, const agglo_tensor *square)
+/* The first n_rows rows of a map of width w as [n_rows, w, d], of which columns can be cut. */
+static agglo_tensor top_rows(const vit *v, const agglo_tensor *t, int64_t n_rows, int64_t w)
 {
-    return agglo_tensor_3d(square->data, square->dtype, v->grid_h, square_side(v), v->config.dim);
-}
-
-/* [n, d] as [h, w, d] */
-static agglo_tensor as_grid(const vit *v, const agglo_tensor *cut)
-{
-    return agglo_tensor_3d(cut->data, cut->dtype, v->grid_h, v->grid_w, v->config.dim);
+    return agglo_tensor_3d(t->data, t->dtype, n_rows, w, v->config.dim);
 }
 
 static agglo_tensor positions(vit *v, agglo_backend *be)
 {
-    int64_t g = v->config.pos_grid, d = v->config.dim;
-    agglo_tensor table = as_map(&v->pos->value, g, d), rows, grid;
+    int64_t g = v->config.pos_grid, h = v->grid_h, w = v->grid_w;
+    const agglo_tensor *table = &v->pos->value;
+    agglo_tensor from, to;
 
     if (table_fits(v)) {
-        return agglo_tensor_2d(table.data, table.dtype, g * g, d);
+        return agglo_tensor_2d(table->data, table->dtype, g * g, v->config.dim);
     }
-    agglo_resize_bilinear(be, &table, &v->pos_square);
-    rows = top_rows(v, &v->pos_square);
-    grid = as_grid(v, &v->pos_cut);
-    agglo_tokens_slice(be, &rows, 0, &grid);
-    return v->pos_cut;
+    if (is_cpe(v)) {
+        from = as_map(v, table, g, g);
+        agglo_resize_bilinear(be, &from, &v->pos_mid);
+        from = top_rows(v, &v->pos_mid, h, v->mid_w);
+        to = top_rows(v, &v->pos_out, h, w);
+        agglo_tokens_slice(be, &from, 0, &to);
+        return v->pos_out;
+    }
+    from = top_rows(v, table, v->mid_h, g);
+    to = top_rows(v, &v->pos_mid, v->mid_h, v->mid_w);
+    agglo_tokens_slice(be, &from, 0, &to);
+    to = as_map(v, &v->pos_out, h, w);
+    agglo_resize_bilinear(be, &v->pos_mid, &to); /* of equal size: a copy */
+    return v->pos_out;
+}
+
+/* d_pos_out, complete, back into the table's gradient. */
+static void positions_backward(vit *v, agglo_backend *be)
+{
+    int64_t g = v->config.pos_grid, h = v->grid_h, w = v->grid_w;
+    const agglo_tensor *d_table = &v->pos->grad;
+    agglo_tensor from, to;
+
+    if (is_cpe(v)) {
+        agglo_zero(be, v->d_pos_mid.data, agglo_tensor_bytes(&v->d_pos_mid));
+        from = top_rows(v, &v->d_pos_out, h, w);
+        to = top_rows(v, &v->d_pos_mid, h, v->mid_w);
+        agglo_tokens_slice_bwd(be, &from, 0, false, &to);
+        to = as_map(v, d_table, g, g);
+        agglo_resize_bilinear_bwd(be, &v->d_pos_mid, true, &to);
+        return;
+    }
+    from = as_map(v, &v->d_pos_out, h, w);
+    agglo_resize_bilinear_bwd(be, &from, false, &v->d_pos_mid);
+    from = top_rows(v, &v->d_pos_mid, v->mid_h, v->mid_w);
+    to = top_rows(v, d_table, v->mid_h, g);
+    agglo_tokens_slice_bwd(be, &from, 0, true, &to);
 }
 
 static void vit_forward(void *self, agglo_backend *be, const agglo_tensor *pixels, agglo_tensor *summary,
@@ -260,7 +303,7 @@ static void vit_backward(void *self, agglo_backend *be, agglo_tensor *d_summary,
     int64_t d = v->config.dim, g = v->config.pos_grid, depth = v->config.depth, n = v->grid_h * v->grid_w;
     agglo_tensor *d_out = v->config.final_norm ? &v->d_normed : &v->d;
     agglo_tensor d_embedded = agglo_tensor_3d(v->embedded.data, v->embedded.dtype, v->batch, n, d);
-    agglo_tensor d_table = as_map(&v->pos->grad, g, d), d_pos;
+    agglo_tensor d_pos = agglo_tensor_2d(v->pos->grad.data, v->pos->grad.dtype, g * g, d);
 
     AGGLO_ASSERT(v->train);
     agglo_zero(be, d_out->data, agglo_tensor_bytes(d_out)); /* registers have no gradient of their own */
@@ -282,18 +325,13 @@ static void vit_backward(void *self, agglo_backend *be, agglo_tensor *d_summary,
     for (int64_t i = depth - 1; i >= 0; i--) {
         agglo_vit_block_backward(be, &v->block_config, &v->blocks[i], &v->x[i], &v->kept[i], &v->scratch, &v->d);
     }
-    d_pos = agglo_tensor_2d(d_table.data, d_table.dtype, g * g, d);
     if (!table_fits(v)) {
-        agglo_zero(be, v->d_pos_cut.data, agglo_tensor_bytes(&v->d_pos_cut));
-        d_pos = v->d_pos_cut;
+        agglo_zero(be, v->d_pos_out.data, agglo_tensor_bytes(&v->d_pos_out));
+        d_pos = v->d_pos_out;
     }
     agglo_tokens_join_bwd(be, &v->d, v->token != NULL ? &v->token->grad : NULL, &d_embedded, &d_pos);
     if (!table_fits(v)) {
-        agglo_tensor rows = top_rows(v, &v->d_pos_square), grid = as_grid(v, &v->d_pos_cut);
-
-        agglo_zero(be, v->d_pos_square.data, agglo_tensor_bytes(&v->d_pos_square));
-        agglo_tokens_slice_bwd(be, &grid, 0, false, &rows);
-        agglo_resize_bilinear_bwd(be, &v->d_pos_square, true, &d_table);
+        positions_backward(v, be);
     }
     agglo_linear_bwd_weight(be, &v->embedded, &v->patches, &v->patch_w->grad, NULL);
 }

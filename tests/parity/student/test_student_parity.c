@@ -222,17 +222,23 @@ CASE(avg_registers)
 CASE(head_v1_inner)
 CASE(head_v2_inner)
 CASE(resampled_table)
+CASE(cut_table)
 
+/* The table resampled and then cut, and the other way round. */
 static void test_not_square(void **state)
 {
-    const char *path = test_fixture("student/resampled_table.safetensors");
-    agglo_safetensors *st;
-    agglo_err err = {0};
+    static const char *const files[2] = {"student/resampled_table.safetensors", "student/cut_table.safetensors"};
 
     (void)state;
-    assert_ok(agglo_safetensors_open(&st, path, &err));
-    check_encoder(path, st, "wide.pixels", "wide");
-    agglo_safetensors_close(st);
+    for (int i = 0; i < 2; i++) {
+        const char *path = test_fixture(files[i]);
+        agglo_safetensors *st;
+        agglo_err err = {0};
+
+        assert_ok(agglo_safetensors_open(&st, path, &err));
+        check_encoder(path, st, "wide.pixels", "wide");
+        agglo_safetensors_close(st);
+    }
 }
 
 /* Forty AdamW steps over two batches with a cosine learning rate. */
@@ -306,6 +312,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_head_v1_inner, setup, teardown),
         cmocka_unit_test_setup_teardown(test_head_v2_inner, setup, teardown),
         cmocka_unit_test_setup_teardown(test_resampled_table, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_cut_table, setup, teardown),
         cmocka_unit_test_setup_teardown(test_not_square, setup, teardown),
         cmocka_unit_test_setup_teardown(test_adamw_run, setup, teardown),
     };
