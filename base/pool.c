@@ -10,6 +10,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/stop.h"
+
 enum { MAX_THREADS = 1024, SPINS = 2000 };
 
 typedef struct worker {
@@ -103,6 +105,7 @@ static void *worker_main(void *argument)
     agglo_pool *pool = self->pool;
     unsigned seen = 0;
 
+    agglo_stop_block_signals();
     call_hook();
     while (wait_round(pool, seen)) {
         seen++;

@@ -4,6 +4,8 @@
 #include <pthread.h>
 #include <string.h>
 
+#include "base/stop.h"
+
 enum { SLOT_ALIGN = AGGLO_ALIGN };
 
 typedef struct ring_worker {
@@ -48,6 +50,7 @@ static void *worker_main(void *argument)
     ring_worker *self = argument;
     agglo_ring *ring = self->ring;
 
+    agglo_stop_block_signals();
     pthread_mutex_lock(&ring->mutex);
     for (;;) {
         ring_job *job;

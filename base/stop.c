@@ -14,13 +14,28 @@ static void on_signal(int number)
     }
 }
 
+/* The handler has a stack of its own, and only the thread that has this stack takes signals: oneDNN's generated matrix products use the
+ * stack pointer to address their workspace, and a signal's frame there (kilobytes of vector registers) would overwrite the heap. */
 void agglo_stop_install(void)
 {
-    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+    static char stack[1 << 16];
+    const stack_t own = {.ss_sp = stack, .ss_size = sizeof stack};
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART | SA_ONSTACK};
 
+    AGGLO_ASSERT(sigaltstack(&own, NULL) == 0);
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+}
+
+void agglo_stop_block_signals(void)
+{
+    sigset_t both;
+
+    sigemptyset(&both);
+    sigaddset(&both, SIGINT);
+    sigaddset(&both, SIGTERM);
+    pthread_sigmask(SIG_BLOCK, &both, NULL);
 }
 
 void agglo_stop_raise(void)

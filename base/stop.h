@@ -10,6 +10,8 @@ extern "C" {
 
 /* Install the handlers, once, from main. A second signal ends the process at once. */
 void agglo_stop_install(void);
+/* Leave both signals to the thread that installed the handlers: threads that work for others call it when they start. */
+void agglo_stop_block_signals(void);
 
 void agglo_stop_raise(void);
 bool agglo_stop_raised(void);

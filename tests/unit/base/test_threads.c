@@ -1,10 +1,14 @@
 /* The pool's loops and the ordered ring: results that do not depend on the number of threads, errors in their place, no hangs. */
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
+#include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "base/pool.h"
 #include "base/ring.h"
+#include "base/stop.h"
 #include "tests/support/support.h"
 
 static const int thread_counts[] = {1, 2, 3, 7};
@@ -418,6 +422,78 @@ static void a_ring_without_memory_is_one_error(void **state)
                  "cannot start a pipeline");
 }
 
+/* ---- signals ---- */
+
+static bool takes_signals(void)
+{
+    sigset_t blocked;
+
+    pthread_sigmask(SIG_SETMASK, NULL, &blocked);
+    return sigismember(&blocked, SIGINT) == 0 || sigismember(&blocked, SIGTERM) == 0;
+}
+
+/* Two indices, two threads: each body waits for the other, so that both threads have one. */
+static void meet_and_look(void *context, int64_t i, int worker)
+{
+    loop *l = context;
+
+    (void)i;
+    atomic_fetch_add(&l->calls[0], 1);
+    while (atomic_load(&l->calls[0]) < 2) {
+        pause_us(100);
+    }
+    l->inner[worker][0] = takes_signals();
+}
+
+static agglo_status look(void *context, void *item, int worker, agglo_err *err)
+{
+    (void)context;
+    (void)worker;
+    (void)err;
+    *(bool *)item = takes_signals();
+    return AGGLO_OK;
+}
+
+/* A signal's frame must not land on a stack that generated code has moved into the heap: only the thread with the handler's own stack takes
+ * signals. */
+static void workers_leave_signals_to_the_main_thread(void **state)
+{
+    static loop l;
+    agglo_err err = {0};
+    agglo_ring *ring = NULL;
+    void *item;
+    pid_t child;
+    int status;
+
+    (void)state;
+    memset(&l, 0, sizeof l);
+    assert_ok(agglo_pool_new(&l.pool, 2, &err));
+    agglo_pool_for(l.pool, 2, meet_and_look, &l);
+    assert_true(l.inner[0][0]); /* the caller */
+    assert_false(l.inner[1][0]);
+    agglo_pool_free(l.pool);
+    assert_ok(agglo_ring_new(&ring, 1, sizeof(bool), 1, look, NULL, &err));
+    assert_non_null(agglo_ring_claim(ring, false));
+    agglo_ring_submit(ring);
+    assert_ok(agglo_ring_take(ring, &item, &err));
+    assert_false(*(bool *)item);
+    agglo_ring_release(ring);
+    agglo_ring_free(ring, NULL);
+
+    fflush(NULL);
+    child = fork();
+    if (child == 0) {
+        struct sigaction action;
+        stack_t stack;
+
+        agglo_stop_install();
+        _exit(sigaction(SIGTERM, NULL, &action) != 0 || (action.sa_flags & SA_ONSTACK) == 0 ||
+              sigaltstack(NULL, &stack) != 0 || (stack.ss_flags & SS_DISABLE) != 0);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+}
+
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
@@ -430,6 +506,7 @@ int main(void)
         cmocka_unit_test(one_thread_feeds_while_another_takes),
         cmocka_unit_test(a_ring_is_freed_with_work_in_flight),
         cmocka_unit_test(a_ring_without_memory_is_one_error),
+        cmocka_unit_test(workers_leave_signals_to_the_main_thread),
     };
 
     return test_run("threads", tests);
