@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/hash.h"
 #include "student/model_impl.h"
 
 #define FORMAT "agglo-checkpoint"
@@ -82,6 +83,14 @@ done:
     return err->status;
 }
 
+/* The hash of a checkpoint's tensors, one after the other: values, then m, then v, each in the order of the list. */
+static void add_hash(agglo_hash128 *chain, const void *data, size_t n_bytes)
+{
+    agglo_hash128 both[2] = {*chain, agglo_xxh3_128(data, n_bytes)};
+
+    *chain = agglo_xxh3_128(both, sizeof both);
+}
+
 agglo_status agglo_checkpoint_save(agglo_trainer *trainer, const char *run, const char *recipe_hash, int keep,
                                    agglo_err *err)
 {
@@ -90,7 +99,8 @@ agglo_status agglo_checkpoint_save(agglo_trainer *trainer, const char *run, cons
     agglo_host_params host[3] = {{0}};
     agglo_st_writer *writer = NULL;
     agglo_arena *names = NULL; /* the writer borrows them */
-    char *path = NULL, step[32];
+    agglo_hash128 hash = {{0}};
+    char *path = NULL, step[32], hash_text[33];
 
     AGGLO_ASSERT(keep >= 1);
     snprintf(step, sizeof step, "%" PRId64, agglo_trainer_steps(trainer));
@@ -117,9 +127,12 @@ agglo_status agglo_checkpoint_save(agglo_trainer *trainer, const char *run, cons
                                                     host[part].data[i], err) != AGGLO_OK) {
                 goto done;
             }
+            add_hash(&hash, host[part].data[i], agglo_tensor_bytes(tensor));
         }
     }
-    if (agglo_st_writer_write(writer, path, err) == AGGLO_OK) {
+    agglo_hex(hash.bytes, sizeof hash.bytes, hash_text);
+    if (agglo_st_writer_meta(writer, "data", hash_text, err) == AGGLO_OK &&
+        agglo_st_writer_write(writer, path, err) == AGGLO_OK) {
         prune(run, keep, err);
     }
 done:
@@ -195,6 +208,33 @@ static agglo_status load_moment(agglo_backend *backend, const agglo_safetensors 
     return AGGLO_OK;
 }
 
+static agglo_status check_hash(const agglo_safetensors *st, agglo_params *params, agglo_err *err)
+{
+    const char *expected = agglo_safetensors_meta(st, "data");
+    agglo_hash128 hash = {{0}};
+    char found[33];
+
+    for (int part = 0; part < 3; part++) {
+        for (size_t i = 0; i < agglo_params_count(params); i++) {
+            char name[sizeof agglo_params_at(params, i)->name + 2];
+            const agglo_st_tensor *tensor;
+
+            snprintf(name, sizeof name, "%s%s", part_prefix[part], agglo_params_at(params, i)->name);
+            tensor = agglo_safetensors_find(st, name);
+            if (tensor == NULL) {
+                return agglo_fail(err, AGGLO_E_DATA, "there is no tensor %s", name);
+            }
+            add_hash(&hash, tensor->data, tensor->n_bytes);
+        }
+    }
+    agglo_hex(hash.bytes, sizeof hash.bytes, found);
+    if (expected == NULL || strcmp(found, expected) != 0) {
+        return agglo_fail(err, AGGLO_E_DATA, "the tensors' hash is %s, the metadata says %.40s", found,
+                          expected != NULL ? expected : "nothing");
+    }
+    return AGGLO_OK;
+}
+
 static agglo_status load(agglo_trainer *trainer, const agglo_safetensors *st, const char *recipe_hash, int64_t step,
                          agglo_err *err)
 {
@@ -220,7 +260,8 @@ static agglo_status load(agglo_trainer *trainer, const agglo_safetensors *st, co
                 return err->status;
             }
         }
-        if (upload == 0 && agglo_params_load(params, st, err) != AGGLO_OK) {
+        if (upload == 0 &&
+            (check_hash(st, params, err) != AGGLO_OK || agglo_params_load(params, st, err) != AGGLO_OK)) {
             return err->status;
         }
     }

@@ -1,8 +1,8 @@
 /* Checkpoints: RUN/checkpoint-00001000.safetensors, everything that the next step depends on.
  *
  * One file: parameters under their names, optimiser state as "m/NAME" and "v/NAME"; metadata `format`
- * "agglo-checkpoint", `step`, `recipe` (hash given by the caller), `student`, `heads`. Written under a temporary
- * name, synced, renamed. A run resumed from one equals, byte for byte, a run that never stopped.
+ * "agglo-checkpoint", `step`, `recipe` (hash given by the caller), `student`, `heads`, `data` (hash of the tensors).
+ * Written under a temporary name, synced, renamed. A run resumed from one equals, byte for byte, a run that never stopped.
  */
 #ifndef AGGLO_STUDENT_CHECKPOINT_H
 #define AGGLO_STUDENT_CHECKPOINT_H
@@ -19,7 +19,8 @@ agglo_status agglo_checkpoint_save(agglo_trainer *trainer, const char *run, cons
                                    agglo_err *err);
 
 /* Load the newest checkpoint of `run`; *found is false when there is none (nothing is changed then).
- * AGGLO_E_MISMATCH when recipe_hash, student or heads differ; AGGLO_E_DATA names the file. */
+ * AGGLO_E_MISMATCH when recipe_hash, student or heads differ. AGGLO_E_DATA when the newest is damaged, whatever byte
+ * of it: it is named, and nothing older is taken in its place unasked; a run from which it is removed goes on from the one before. */
 agglo_status agglo_checkpoint_load(agglo_trainer *trainer, const char *run, const char *recipe_hash, bool *found,
                                    agglo_err *err);
 

@@ -338,6 +338,59 @@ static void test_resume(void **state)
     agglo_backend_free(backend);
 }
 
+/* The newest checkpoint cut short, or with any byte changed, is refused by name and leaves the trainer as it was; without it the one
+ * before serves. */
+static void test_damaged_checkpoint(void **state)
+{
+    agglo_student_config config = tiny();
+    const char *run = test_dir(), *newest = test_path(run, "checkpoint-00000002.safetensors");
+    agglo_backend *backend;
+    agglo_trainer *trainer;
+    float *before, *after;
+    char *bytes;
+    size_t n_bytes, n_header = 0;
+    int64_t n;
+    bool found;
+    agglo_err err = {0};
+
+    (void)state;
+    assert_ok(agglo_backend_cpu_new(&backend, 1, &err));
+    trainer = make(backend, &config, 1);
+    for (int64_t at = 1; at <= 2; at++) {
+        train(trainer, at);
+        assert_ok(agglo_checkpoint_save(trainer, run, "recipe", 2, &err));
+    }
+    agglo_trainer_free(trainer);
+    trainer = make(backend, &config, 2);
+    before = all_values(trainer, backend, &n);
+    assert_ok(agglo_file_read(newest, 1 << 26, &bytes, &n_bytes, &err));
+    memcpy(&n_header, bytes, sizeof n_header); /* little-endian, as this machine */
+    for (size_t k = 0; k < 40; k++) {
+        /* all over the tensors: values, m and v */
+        size_t at = 8 + n_header + k * (n_bytes - 8 - n_header - 1) / 39;
+
+        bytes[at] ^= 1;
+        assert_ok(agglo_file_write(newest, bytes, n_bytes, &err));
+        bytes[at] ^= 1;
+        assert_fails(agglo_checkpoint_load(trainer, run, "recipe", &found, &err), AGGLO_E_DATA, "checkpoint-00000002");
+        assert_ok(agglo_file_write(newest, bytes, k * n_bytes / 40, &err));
+        assert_fails(agglo_checkpoint_load(trainer, run, "recipe", &found, &err), AGGLO_E_DATA, "checkpoint-00000002");
+        assert_false(found);
+    }
+    agglo_free(bytes);
+    assert_int_equal(agglo_trainer_steps(trainer), 0);
+    after = all_values(trainer, backend, &n);
+    assert_memory_equal(before, after, (size_t)n * sizeof *before);
+    agglo_free(before);
+    agglo_free(after);
+    assert_int_equal(remove(newest), 0);
+    assert_ok(agglo_checkpoint_load(trainer, run, "recipe", &found, &err));
+    assert_true(found);
+    assert_int_equal(agglo_trainer_steps(trainer), 1);
+    agglo_trainer_free(trainer);
+    agglo_backend_free(backend);
+}
+
 static void test_steady_state(void **state)
 {
     agglo_student_config config = tiny();
@@ -565,11 +618,17 @@ static void test_checkpoint_out_of_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gradients_cls), cmocka_unit_test(test_gradients_avg),
-        cmocka_unit_test(test_threads),       cmocka_unit_test(test_resume),
-        cmocka_unit_test(test_steady_state),  cmocka_unit_test(test_not_finite),
-        cmocka_unit_test(test_weight_zero),   cmocka_unit_test(test_clip),
-        cmocka_unit_test(test_out_of_memory), cmocka_unit_test(test_checkpoint_out_of_memory),
+        cmocka_unit_test(test_gradients_cls),
+        cmocka_unit_test(test_gradients_avg),
+        cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_resume),
+        cmocka_unit_test(test_damaged_checkpoint),
+        cmocka_unit_test(test_steady_state),
+        cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_weight_zero),
+        cmocka_unit_test(test_clip),
+        cmocka_unit_test(test_out_of_memory),
+        cmocka_unit_test(test_checkpoint_out_of_memory),
     };
 
     return test_run("trainer", tests);
