@@ -267,6 +267,7 @@ void agglo_help_command(const agglo_command *command)
     }
     printf("\nglobal options:\n");
     print_options(global, N_GLOBAL);
+    printf("  %-28s %s\n", "--version", "versions of every library, and whether CUDA is there");
     printf("\nexample:\n  %s\n", command->example);
 }
 

@@ -13,13 +13,13 @@ static const agglo_command *const commands[] = {
     &agglo_cmd_inspect_cache, &agglo_cmd_inspect_weights, &agglo_cmd_weights_init,
 };
 
-/* A command of one or two words at the front of argv, after global options; the words are cut out. NULL: none. */
-static const agglo_command *find_command(int *argc, char **argv)
+/* Where the first word behind global options stands; argc or more: nowhere. */
+static int first_word(int argc, char **argv)
 {
     static const char *const with_value[] = {"--device", "--threads"};
     int at = 0;
 
-    while (at < *argc && argv[at][0] == '-') {
+    while (at < argc && argv[at][0] == '-') {
         bool takes_value = false;
 
         for (size_t i = 0; i < AGGLO_COUNT(with_value); i++) {
@@ -27,6 +27,14 @@ static const agglo_command *find_command(int *argc, char **argv)
         }
         at += takes_value ? 2 : 1;
     }
+    return at;
+}
+
+/* A command of one or two words at the front of argv, after global options; the words are cut out. NULL: none. */
+static const agglo_command *find_command(int *argc, char **argv)
+{
+    int at = first_word(*argc, argv);
+
     for (size_t i = 0; i < AGGLO_COUNT(commands) && at < *argc; i++) {
         const char *space = strchr(commands[i]->name, ' ');
         size_t first = space != NULL ? (size_t)(space - commands[i]->name) : strlen(commands[i]->name);
@@ -89,6 +97,18 @@ static bool asked(int argc, char **argv, const char *word)
     return false;
 }
 
+/* The exit status; results that did not reach standard output are a failure. */
+static int flush_output(int status)
+{
+    bool failed = fflush(stdout) != 0 || ferror(stdout) != 0;
+
+    if (failed && status != 1 && status != 2) {
+        fprintf(stderr, "agglo: cannot print: not all could be written (standard output)\n");
+        status = 1;
+    }
+    return status;
+}
+
 int main(int argc, char **argv)
 {
     agglo_cli cli = {.device = "auto"};
@@ -101,20 +121,17 @@ int main(int argc, char **argv)
     argc--;
     argv++;
     command = find_command(&argc, argv);
-    if (command == NULL) {
-        int at = 0;
+    if (command == NULL || asked(argc, argv, "--version")) {
+        int at = command == NULL ? first_word(argc, argv) : argc;
 
-        while (at < argc && argv[at][0] == '-') {
-            at++;
-        }
         if (at < argc) {
             unknown_command(argc - at, argv + at, &err);
         } else if (asked(argc, argv, "--version")) {
             agglo_print_version(asked(argc, argv, "--json"));
-            return 0;
+            return flush_output(0);
         } else if (argc == 0 || asked(argc, argv, "--help") || asked(argc, argv, "-h")) {
             agglo_help_all(commands, AGGLO_COUNT(commands));
-            return argc == 0 ? 2 : 0;
+            return flush_output(argc == 0 ? 2 : 0);
         } else {
             agglo_fail(&err, AGGLO_E_CONFIG, "a command is missing; see agglo --help");
         }
@@ -139,9 +156,5 @@ int main(int argc, char **argv)
             fprintf(stderr, "agglo: while: %s\n", err.trail);
         }
     }
-    if (fflush(stdout) != 0 && status == 0) {
-        fprintf(stderr, "agglo: cannot write to standard output\n");
-        status = 1;
-    }
-    return status;
+    return flush_output(status);
 }

@@ -14,10 +14,19 @@ for library in onednn lmdb libjpeg-turbo libwebp libspng libarchive zstd; do
   grep -q "\"$library\": \"[0-9]" version.json || fail "no version of $library"
 done
 
+# anywhere, as every global option
+"$agglo" --device cpu --version | cmp - version || fail "a global option before --version changes it"
+"$agglo" ingest --version | cmp - version || fail "--version after a command changes it"
+
+# results that cannot be written are a failure
+expect 1 "standard output" sh -c '"$1" --version >/dev/full' - "$agglo"
+expect 1 "standard output" sh -c '"$1" ingest --help >/dev/full' - "$agglo"
+
 expect 2 "unknown command 'ingets', did you mean 'ingest'?" "$agglo" ingets
 expect 2 "'agglo inspect' takes one of: dataset, cache, weights" "$agglo" inspect
 expect 2 "'agglo eval' takes one of: knn, distill; not 'speed'" "$agglo" eval speed
 expect 2 "unknown option '--shard-sample', did you mean '--shard-samples'?" "$agglo" ingest x.tar --shard-sample 3
+expect 2 "a command is missing" "$agglo" --threads 2
 expect 2 "--out DATASET is missing" "$agglo" ingest x.tar
 expect 2 "an argument is missing" "$agglo" train
 expect 2 "too many arguments" "$agglo" train a b
