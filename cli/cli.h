@@ -78,6 +78,9 @@ void agglo_help_all(const agglo_command *const *commands, size_t n);
 /* `value` as indented JSON on stdout. */
 void agglo_print_json(const json_t *value);
 
+/* What depends on the clock, in JSON: one decimal. */
+json_t *agglo_json_clock(double value);
+
 /* "12.3 MB" (powers of 1000), "1.2 M"; into a static ring of 16 buffers. */
 const char *agglo_show_bytes(double n);
 const char *agglo_show_count(double n);

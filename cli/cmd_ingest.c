@@ -52,12 +52,12 @@ static void print_report(const agglo_ingest_report *report)
 
 static void print_report_json(const agglo_ingest_report *report)
 {
-    json_t *object =
-        json_pack("{s:I, s:I, s:I, s:O, s:I, s:I, s:I, s:f, s:b}", "samples_in", (json_int_t)report->samples_in,
-                  "samples_kept", (json_int_t)report->samples_kept, "samples_rejected",
-                  (json_int_t)report->samples_rejected, "rejected", report->rejected, "shards_in",
-                  (json_int_t)report->shards_in, "shards_failed", (json_int_t)report->shards_failed, "bytes_in",
-                  (json_int_t)report->bytes_in, "seconds", report->seconds, "up_to_date", (int)report->up_to_date);
+    json_t *object = json_pack("{s:I, s:I, s:I, s:O, s:I, s:I, s:I, s:o, s:b}", "samples_in",
+                               (json_int_t)report->samples_in, "samples_kept", (json_int_t)report->samples_kept,
+                               "samples_rejected", (json_int_t)report->samples_rejected, "rejected", report->rejected,
+                               "shards_in", (json_int_t)report->shards_in, "shards_failed",
+                               (json_int_t)report->shards_failed, "bytes_in", (json_int_t)report->bytes_in, "seconds",
+                               agglo_json_clock(report->seconds), "up_to_date", (int)report->up_to_date);
 
     agglo_print_json(object);
     json_decref(object);

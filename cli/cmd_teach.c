@@ -59,7 +59,7 @@ static json_t *line_json(const agglo_teach_line *line)
     for (size_t i = 0; i < AGGLO_COUNT(counts); i++) {
         json_object_set_new(object, counts[i].name, json_integer((json_int_t)counts[i].value));
     }
-    json_object_set_new(object, "seconds", json_real(r->seconds));
+    json_object_set_new(object, "seconds", agglo_json_clock(r->seconds));
     for (size_t i = 0; i < r->n_failures; i++) {
         json_array_append_new(failures, json_string(r->failures[i]));
     }
@@ -72,7 +72,9 @@ static void print_line(const agglo_teach_line *line)
     const agglo_teach_report *r = &line->report;
 
     printf("%-12s %-8s %s: ", line->teacher, line->val ? "val" : "dataset", line->arch);
-    if (r->units_done == 0 && r->units_failed == 0) {
+    if (r->units_done + r->units_failed + r->units_present + r->units_elsewhere == 0) {
+        printf("no samples; nothing to do\n");
+    } else if (r->units_done == 0 && r->units_failed == 0) {
         printf("%s units there already; nothing to do\n", agglo_show_int((int64_t)r->units_present));
     } else {
         double views = r->views > 0 ? (double)r->views : 1;
@@ -116,8 +118,8 @@ static agglo_status run(agglo_cli *cli, agglo_err *err)
     for (size_t i = 0; i < result.n_lines; i++) {
         if (cli->json) {
             json_array_append_new(lines, line_json(&result.lines[i]));
-        } else {
-            print_line(&result.lines[i]);
+        } else if (err->status == AGGLO_OK || result.lines[i].report.units_done > 0) {
+            print_line(&result.lines[i]); /* a pass that was stopped says what it has made */
         }
         cli->incomplete |= result.lines[i].report.units_failed > 0;
     }

@@ -21,8 +21,8 @@ static void print_json(const agglo_recipe *recipe, const agglo_train_result *res
     json_object_set_new(object, "resumed_from", json_integer(result->resumed_from));
     json_object_set_new(object, "up_to_date", json_boolean(result->up_to_date));
     json_object_set_new(object, "bad_samples", json_integer((json_int_t)result->n_bad));
-    json_object_set_new(object, "seconds", json_real(result->seconds));
-    json_object_set_new(object, "images_per_s", json_real(result->images_per_s));
+    json_object_set_new(object, "seconds", agglo_json_clock(result->seconds));
+    json_object_set_new(object, "images_per_s", agglo_json_clock(result->images_per_s));
     json_object_set_new(object, "data_wait", json_real(result->wait_share));
     if (result->last.n_teachers > 0) {
         json_object_set_new(object, "loss", json_real(result->last.loss));

@@ -2,6 +2,7 @@
 #include <archive.h>
 #include <jpeglib.h>
 #include <lmdb.h>
+#include <math.h>
 #include <openssl/crypto.h>
 #include <spng.h>
 #include <stdio.h>
@@ -25,6 +26,11 @@ void agglo_print_json(const json_t *value)
 {
     json_dumpf(value, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9) | JSON_ENCODE_ANY);
     putchar('\n');
+}
+
+json_t *agglo_json_clock(double value)
+{
+    return json_real(round(value * 10) / 10);
 }
 
 static const char *scaled(double n, const char *const *units, size_t n_units)
