@@ -74,8 +74,15 @@ agglo_status agglo_sources_open(agglo_sources *out, const agglo_recipe *recipe, 
             goto fail;
         }
     }
-    if (agglo_dataset_open(&out->dataset, datasets, n_datasets, err) != AGGLO_OK ||
-        agglo_cache_open(&out->cache, cache, 0, err) != AGGLO_OK) {
+    if (agglo_dataset_open(&out->dataset, datasets, n_datasets, err) != AGGLO_OK) {
+        goto fail;
+    }
+    if (agglo_dataset_samples(out->dataset) == 0) {
+        agglo_fail(err, AGGLO_E_DATA, "the dataset holds no samples");
+        agglo_at(err, "%s", datasets[0]);
+        goto fail;
+    }
+    if (agglo_cache_open(&out->cache, cache, 0, err) != AGGLO_OK) {
         goto fail;
     }
     for (size_t i = 0; i < recipe->n_teachers; i++) {

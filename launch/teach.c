@@ -48,6 +48,21 @@ static agglo_status check_names(const agglo_recipe *recipe, const agglo_teach_ch
     return AGGLO_OK;
 }
 
+/* Every chosen teacher's weights can be opened: refused before the first teacher's hours of work, not after. */
+static agglo_status check_weights(const agglo_recipe *recipe, const agglo_teach_choice *choice, agglo_err *err)
+{
+    for (size_t i = 0; i < recipe->n_teachers; i++) {
+        const agglo_recipe_teacher *teacher = &recipe->teachers[i];
+        agglo_safetensors *st = NULL;
+
+        if (chosen(choice, teacher->name) && agglo_safetensors_open(&st, teacher->weights, err) != AGGLO_OK) {
+            return agglo_at(err, "teacher %s", teacher->name);
+        }
+        agglo_safetensors_close(st);
+    }
+    return AGGLO_OK;
+}
+
 /* CACHE/datasets.json: where the pictures were, so that `inspect cache` finds them. A hint, rewritten by every pass; no unit depends on it. */
 static agglo_status leave_hint(const char *cache, const char *const *datasets, size_t n, agglo_err *err)
 {
@@ -107,7 +122,7 @@ agglo_status agglo_run_teach(const agglo_recipe *recipe, const agglo_teach_choic
     uint64_t first_slot = 0;
 
     memset(out, 0, sizeof *out);
-    if (check_names(recipe, choice, err) != AGGLO_OK ||
+    if (check_names(recipe, choice, err) != AGGLO_OK || check_weights(recipe, choice, err) != AGGLO_OK ||
         agglo_dataset_open(&targets[0].dataset, recipe->datasets, recipe->n_datasets, err) != AGGLO_OK ||
         leave_hint(recipe->cache, recipe->datasets, recipe->n_datasets, err) != AGGLO_OK ||
         (n_targets == 2 && (agglo_dataset_open(&targets[1].dataset, &recipe->val, 1, err) != AGGLO_OK ||

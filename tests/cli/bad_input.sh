@@ -54,6 +54,18 @@ cmp -s "$weights" lying.safetensors && fail "the lying file tells the truth"
 expect 1 "lying.safetensors" "$agglo" inspect weights lying.safetensors
 expect 1 "" "$agglo" inspect weights "$root/weights/clip-tiny.text.safetensors"
 
+# the second teacher's are looked at before the first one starts
+expect 1 "teacher dinov2" "$agglo" teach recipe.yaml --set teachers.dinov2.weights=no-such.safetensors
+[ ! -e cache ] || fail "the first teacher was started for nothing"
+
+# a dataset without a sample: nothing to teach, nothing to learn or to judge
+expect 3 "" "$agglo" ingest missing.tar --out data/empty
+expect 0 "" "$agglo" teach recipe.yaml --set dataset=data/empty --set val=null --set cache=empty-cache
+grep -q 'no samples; nothing to do' stdout || fail "teach on nothing said: $(cat stdout)"
+expect 1 "the dataset holds no samples" "$agglo" train recipe.yaml --out run --set dataset=data/empty --set cache=empty-cache
+expect 1 "no picture with a label" "$agglo" -q eval knn --train data/empty --val data/val --weights "$weights"
+[ ! -e run ] || fail "training on nothing made a run"
+
 # a cache that was made from other weights
 "$agglo" teach recipe.yaml >/dev/null
 "$agglo" weights init clip --set dim=128 --set depth=6 --set heads=2 --set patch=4 --set image=32 --set proj=64 --seed 5 --out other.safetensors >/dev/null
