@@ -19,16 +19,10 @@ static const agglo_option options[] = {
     {"temperature", AGGLO_OPTION_DOUBLE, &temperature, "T", "a neighbour votes exp(similarity / T) (0.07)", 1e-3, 1e3},
 };
 
-static agglo_status features_of(agglo_features *out, const agglo_encoder *encoder, const char *path, int n_workers,
-                                agglo_err *err)
+static agglo_status features_of(agglo_features *out, const agglo_encoder *encoder, const agglo_dataset *dataset,
+                                const char *path, int n_workers, agglo_err *err)
 {
-    agglo_dataset *dataset = NULL;
-
-    if (agglo_dataset_open(&dataset, &path, 1, err) == AGGLO_OK) {
-        agglo_features_of(out, encoder, dataset, n_workers, err);
-    }
-    agglo_dataset_close(dataset);
-    if (err->status == AGGLO_OK && out->n == 0) {
+    if (agglo_features_of(out, encoder, dataset, n_workers, err) == AGGLO_OK && out->n == 0) {
         agglo_fail(err, AGGLO_E_DATA, "no picture with a label could be read");
         agglo_doing(err, "cannot classify");
     }
@@ -40,6 +34,7 @@ static agglo_status run(agglo_cli *cli, agglo_err *err)
     agglo_knn_config config = agglo_knn_config_default();
     agglo_backend *backend = NULL;
     agglo_encoder encoder = {0};
+    agglo_dataset *train = NULL, *val = NULL;
     agglo_features bank = {0}, queries = {0};
     int64_t *predicted = NULL, correct = 0;
     int n_workers = cli->threads > 0 ? (int)cli->threads : agglo_cores();
@@ -53,10 +48,12 @@ static agglo_status run(agglo_cli *cli, agglo_err *err)
     }
     config.k = (int)k;
     config.temperature = temperature;
-    if (agglo_backend_open(&backend, cli->device, (int)cli->threads, err) != AGGLO_OK ||
+    if (agglo_dataset_open(&train, &train_dir, 1, err) != AGGLO_OK ||
+        agglo_dataset_open(&val, &val_dir, 1, err) != AGGLO_OK ||
+        agglo_backend_open(&backend, cli->device, (int)cli->threads, err) != AGGLO_OK ||
         agglo_encoder_open(&encoder, backend, weights, head, (int)size, 32, err) != AGGLO_OK ||
-        features_of(&bank, &encoder, train_dir, n_workers, err) != AGGLO_OK ||
-        features_of(&queries, &encoder, val_dir, n_workers, err) != AGGLO_OK) {
+        features_of(&bank, &encoder, train, train_dir, n_workers, err) != AGGLO_OK ||
+        features_of(&queries, &encoder, val, val_dir, n_workers, err) != AGGLO_OK) {
         goto done;
     }
     predicted = agglo_alloc((size_t)queries.n, sizeof *predicted, err);
@@ -94,6 +91,8 @@ done:
     agglo_features_clear(&bank);
     agglo_encoder_clear(&encoder);
     agglo_backend_free(backend);
+    agglo_dataset_close(val);
+    agglo_dataset_close(train);
     return err->status;
 }
 
