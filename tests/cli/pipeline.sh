@@ -15,6 +15,15 @@ mkdir other
 same data/train/shards other/train/shards
 same data/train/index.bin other/train/index.bin
 
+# standard input, also compressed, gives the same shards
+"$agglo" ingest - --out other/stdin --shard-samples 20 <source/train.tar
+same data/train/shards other/stdin/shards
+gzip -c source/train.tar | "$agglo" ingest - --out other/gzip --shard-samples 20 --json >gzip.json
+same data/train/shards other/gzip/shards
+for file in ingest.json gzip.json; do # what the clock decides has one decimal
+  value $file seconds | grep -qE '^[0-9]+\.[0-9]$' || fail "seconds: $(value $file seconds)"
+done
+
 # shards are webdatasets: members in order, image bytes untouched
 first=$(ls source/train | head -n 1)
 tar -xOf data/train/shards/000000.tar "$first" | cmp - "source/train/$first" || fail "bytes of a sample changed"
@@ -73,3 +82,23 @@ done
 [ "$(value knn.json n_val)" -gt 5 ] || fail "k-NN over nothing"
 "$agglo" inspect weights run/student.safetensors --json >weights.json
 [ "$(value weights.json kind)" = student ] || fail "not a student"
+
+# several datasets are one, shards numbered through; several view groups; a run that starts from another one's weights
+recipe many.yaml
+sed -i 's,^dataset: .*,dataset: [data/train\, data/val],; s,^cache: .*,cache: many-cache,; s/^views: .*/views: {near: {count: 1, scale: [0.1, 0.4]}, far: {count: 1, scale: [0.5, 1.0]}}/' many.yaml
+"$agglo" teach many.yaml --json >many.json
+for teacher in clip dinov2; do
+  for group in near far; do
+    [ "$(ls many-cache/$teacher/$group-*.lmdb | wc -l)" = "$(ls data/train/shards data/val/shards | grep -c tar)" ] ||
+      fail "units of $teacher, $group: $(ls many-cache/$teacher)"
+  done
+done
+"$agglo" inspect cache many-cache --verify >/dev/null
+"$agglo" train many.yaml --out near --set train.init=run >/dev/null
+"$agglo" train many.yaml --out far --set teachers.clip.group=far --set teachers.dinov2.group=far >/dev/null
+cmp -s near/student.safetensors far/student.safetensors && fail "the view group makes no difference"
+expect 2 "have different view groups" "$agglo" train many.yaml --out mixed --set teachers.dinov2.group=far
+"$agglo" train many.yaml --out start --set train.init=run --set train.steps=0 >/dev/null
+"$agglo" eval distill --run start --recipe recipe.yaml --json >start.json
+same start.json run.json
+"$agglo" -q eval distill --run near --recipe many.yaml >/dev/null
