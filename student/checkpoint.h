@@ -19,8 +19,9 @@ agglo_status agglo_checkpoint_save(agglo_trainer *trainer, const char *run, cons
                                    agglo_err *err);
 
 /* Load the newest checkpoint of `run`; *found is false when there is none (nothing is changed then).
- * AGGLO_E_MISMATCH when recipe_hash, student or heads differ. AGGLO_E_DATA when the newest is damaged, whatever byte
- * of it: it is named, and nothing older is taken in its place unasked; a run from which it is removed goes on from the one before. */
+ * AGGLO_E_MISMATCH when recipe_hash, student or heads differ. AGGLO_E_DATA when the newest is cut short or
+ * any byte of its tensors has changed: it is named, and nothing older is taken in its place unasked; a run from which
+ * it is removed goes on from the one before. */
 agglo_status agglo_checkpoint_load(agglo_trainer *trainer, const char *run, const char *recipe_hash, bool *found,
                                    agglo_err *err);
 

@@ -132,7 +132,7 @@ static agglo_status make_prefix(agglo_vit_encoder *e, agglo_err *err)
 {
     const agglo_teacher_config *m = &e->config.model;
     size_t d = (size_t)m->dim, grid = (size_t)(m->image / m->patch), n_prefix = 1 + (size_t)m->registers;
-    float *rows = (float *)agglo_alloc(n_prefix * d + d, sizeof *rows, err), *position = rows + n_prefix * d;
+    float *rows = (float *)agglo_alloc(n_prefix * d + d, sizeof *rows, err), *position;
     void *device;
 
     e->table = (float *)agglo_alloc(grid * grid * d, sizeof *e->table, err);
@@ -144,6 +144,7 @@ static agglo_status make_prefix(agglo_vit_encoder *e, agglo_err *err)
         goto fail;
     }
     e->prefix = agglo_tensor_2d(device, AGGLO_F32, (int64_t)n_prefix, m->dim);
+    position = rows + n_prefix * d;
     agglo_download(e->backend, rows, e->cls->value.data, d * sizeof *rows);
     if (e->registers != NULL) {
         agglo_download(e->backend, rows + d, e->registers->value.data, (n_prefix - 1) * d * sizeof *rows);
