@@ -471,7 +471,8 @@ static agglo_status read_source(ingest *in, const char *path, agglo_source *held
 
 /* ---- the dataset directory ---- */
 
-/* What the sources are: for "the same input again". Standard input is spooled here, into *held. */
+/* What the sources are: for "the same input again". Standard input is spooled here, into *held: it cannot be read twice, so that a failure
+ * there is an error. */
 static json_t *describe_sources(const char *const *paths, size_t n, const char *out_dir, agglo_source *held,
                                 agglo_err *err)
 {
@@ -482,12 +483,13 @@ static json_t *describe_sources(const char *const *paths, size_t n, const char *
         agglo_err bad = {0};
         agglo_hash128 identity = {{0}};
         char hex[33] = "";
+        bool is_stdin = strcmp(paths[i], "-") == 0;
         json_t *entry;
 
         if (agglo_stop_check(err) != AGGLO_OK) {
             break;
         }
-        if (agglo_source_open(&source, paths[i], out_dir, &bad) == AGGLO_OK) {
+        if (agglo_source_open(&source, paths[i], out_dir, is_stdin ? err : &bad) == AGGLO_OK) {
             if (agglo_source_identity(&source, &identity, &bad) == AGGLO_OK) {
                 agglo_hex(identity.bytes, 16, hex);
             }
@@ -505,7 +507,7 @@ static json_t *describe_sources(const char *const *paths, size_t n, const char *
         if (json_array_append_new(list, entry) != 0) {
             agglo_fail(err, AGGLO_E_MEMORY, "no memory for the list of sources");
         }
-        if (strcmp(paths[i], "-") == 0 && bad.status == AGGLO_OK) {
+        if (is_stdin) {
             *held = source;
         } else {
             agglo_source_close(&source);

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
@@ -13,10 +14,13 @@
 #include <archive.h>
 #include <archive_entry.h>
 
+#include "base/stop.h"
+
 enum {
     SCAN_BLOCK = 16384, /* small, since pictures are stepped over */
     TAR_BLOCK = 512,
     COPY_BLOCK = 1 << 18,
+    STDIN_WAIT_MS = 200, /* between two looks at the stop flag */
     IDENTITY_BLOCK = 65536
 };
 
@@ -68,11 +72,17 @@ static agglo_status spool_stdin(agglo_source *out, const char *spool_dir, agglo_
     }
     out->fd = open_spool(spool_dir, err);
     while (out->fd >= 0) {
-        ssize_t n = read(STDIN_FILENO, block, COPY_BLOCK);
+        struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
+        int n_ready = poll(&input, 1, STDIN_WAIT_MS);
+        ssize_t n;
 
-        if (n < 0 && errno == EINTR) {
+        if (agglo_stop_check(err) != AGGLO_OK) {
+            break;
+        }
+        if (n_ready == 0 || (n_ready < 0 && errno == EINTR)) {
             continue;
         }
+        n = read(STDIN_FILENO, block, COPY_BLOCK);
         if (n < 0) {
             agglo_fail(err, AGGLO_E_IO, "%s", strerror(errno));
         }
