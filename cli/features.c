@@ -107,17 +107,27 @@ static agglo_status collect(collector *c, const job *j, agglo_err *err)
     return c->filled == BATCH ? flush(c, err) : AGGLO_OK;
 }
 
-/* The next labelled sample at or behind (*shard, *ordinal), moved past it; false at the end. */
-static bool next_sample(const agglo_dataset *dataset, uint32_t *shard, uint32_t *ordinal, agglo_features *out,
-                        agglo_sample *sample)
-{
-    for (; *shard < agglo_dataset_shards(dataset); ++*shard, *ordinal = 0) {
-        uint32_t n = agglo_dataset_shard(dataset, *shard)->n_samples;
+typedef struct cursor {
+    uint32_t shard, ordinal;
+    bool named; /* that this shard has samples that cannot be read */
+} cursor;
 
-        while (*ordinal < n) {
+/* The next labelled sample at or behind the cursor, which moves past it; false at the end. */
+static bool next_sample(const agglo_dataset *dataset, cursor *at, agglo_features *out, agglo_sample *sample)
+{
+    for (; at->shard < agglo_dataset_shards(dataset); *at = (cursor){.shard = at->shard + 1}) {
+        uint32_t n = agglo_dataset_shard(dataset, at->shard)->n_samples;
+
+        while (at->ordinal < n) {
             agglo_err reason = {0};
 
-            if (agglo_dataset_sample(dataset, *shard, (*ordinal)++, sample, &reason) != AGGLO_OK) {
+            if (agglo_dataset_sample(dataset, at->shard, at->ordinal++, sample, &reason) != AGGLO_OK) {
+                char line[512];
+
+                if (!at->named) {
+                    agglo_log(AGGLO_LOG_WARN, "left out: %s", agglo_err_line(&reason, line, sizeof line));
+                }
+                at->named = true;
                 out->n_bad++;
             } else if (sample->label < 0) {
                 out->n_unlabelled++;
@@ -138,7 +148,7 @@ agglo_status agglo_features_of(agglo_features *out, const agglo_encoder *encoder
     collector c = {.out = out, .encoder = encoder};
     agglo_ring *ring = NULL;
     agglo_progress *progress = NULL;
-    uint32_t shard = 0, ordinal = 0;
+    cursor at = {0};
     bool more = true;
 
     memset(out, 0, sizeof *out);
@@ -162,7 +172,7 @@ agglo_status agglo_features_of(agglo_features *out, const agglo_encoder *encoder
         void *slot;
 
         while (more && (slot = agglo_ring_claim(ring, false)) != NULL) {
-            more = next_sample(dataset, &shard, &ordinal, out, &((job *)slot)->sample);
+            more = next_sample(dataset, &at, out, &((job *)slot)->sample);
             if (!more) {
                 break; /* a claimed slot that is not submitted is simply claimed again */
             }

@@ -91,6 +91,8 @@ expect 3 "" "$agglo" inspect dataset data/train
 got=0
 "$agglo" inspect dataset data/train --verify >/dev/null 2>stderr || got=$?
 [ $got = 1 ] || fail "verify did not notice the missing shard"
+expect 3 "000001.tar" "$agglo" -q eval knn --train data/train --val data/val --weights "$weights"
+[ "$(wc -l <stderr)" = 1 ] || fail "one missing shard is named once: $(cat stderr)"
 mv gone.tar data/train/shards/000001.tar
 
 # a run is not continued under another recipe
