@@ -178,7 +178,11 @@ agglo_status agglo_student_open(agglo_encoder *out, agglo_backend *backend, cons
     AGGLO_ASSERT(max_batch >= 1);
     if (e == NULL || agglo_safetensors_open(&st, path, err) != AGGLO_OK ||
         agglo_student_load(&e->student, backend, st, false, err) != AGGLO_OK ||
-        agglo_safetensors_sha256(st, &weights, err) != AGGLO_OK || find_head(e, head, err) != AGGLO_OK) {
+        agglo_safetensors_sha256(st, &weights, err) != AGGLO_OK) {
+        goto fail;
+    }
+    if (find_head(e, head, err) != AGGLO_OK) {
+        agglo_at(err, "%s", path);
         goto fail;
     }
     if (size == 0) {
@@ -187,6 +191,7 @@ agglo_status agglo_student_open(agglo_encoder *out, agglo_backend *backend, cons
     if (size < 0 || size % e->student->config.patch != 0) {
         agglo_fail(err, AGGLO_E_CONFIG, "an input of %d pixels is not a multiple of the patch, %lld", size,
                    (long long)e->student->config.patch);
+        agglo_at(err, "%s", path);
         goto fail;
     }
     if (plan(e, max_batch, size, size, err) != AGGLO_OK) {
@@ -201,6 +206,5 @@ agglo_status agglo_student_open(agglo_encoder *out, agglo_backend *backend, cons
 fail:
     agglo_safetensors_close(st);
     encoder_free(e);
-    agglo_at(err, "%s", path);
     return agglo_doing(err, "cannot open student");
 }

@@ -45,8 +45,30 @@ static agglo_status declare_heads(agglo_student *student, agglo_err *err)
     return AGGLO_OK;
 }
 
-agglo_status agglo_student_new(agglo_student **out, agglo_backend *backend, const agglo_student_config *config,
-                               const agglo_head_config *heads, size_t n_heads, bool trained, agglo_err *err)
+/* Whether a file holds what its metadata promises, before memory is taken for it: a few bytes can promise terabytes. */
+static agglo_status check_tensors(agglo_params *params, const agglo_safetensors *st, agglo_err *err)
+{
+    for (size_t i = 0; i < agglo_params_count(params); i++) {
+        const agglo_param *param = agglo_params_at(params, i);
+        const agglo_st_tensor *tensor = agglo_safetensors_find(st, param->name);
+
+        if (tensor == NULL || tensor->n_elements != agglo_tensor_count(&param->value)) {
+            if (tensor == NULL) {
+                agglo_fail(err, AGGLO_E_NOT_FOUND, "no such tensor, its metadata promises it");
+            } else {
+                agglo_fail(err, AGGLO_E_MISMATCH, "%lld elements, its metadata promises %lld",
+                           (long long)tensor->n_elements, (long long)agglo_tensor_count(&param->value));
+            }
+            return agglo_at(err, "%s: %s", agglo_safetensors_path(st), param->name);
+        }
+    }
+    return AGGLO_OK;
+}
+
+/* st: the file that the parameters will be loaded from, NULL for none. */
+static agglo_status make(agglo_student **out, agglo_backend *backend, const agglo_student_config *config,
+                         const agglo_head_config *heads, size_t n_heads, bool trained, const agglo_safetensors *st,
+                         agglo_err *err)
 {
     agglo_student *student = NULL;
 
@@ -84,7 +106,9 @@ agglo_status agglo_student_new(agglo_student **out, agglo_backend *backend, cons
     }
     if (agglo_params_new(&student->params, backend, trained, err) != AGGLO_OK ||
         student->class_->create(&student->backbone, &student->config, student->params, err) != AGGLO_OK ||
-        declare_heads(student, err) != AGGLO_OK || agglo_params_allocate(student->params, err) != AGGLO_OK) {
+        declare_heads(student, err) != AGGLO_OK ||
+        (st != NULL && check_tensors(student->params, st, err) != AGGLO_OK) ||
+        agglo_params_allocate(student->params, err) != AGGLO_OK) {
         goto fail;
     }
     *out = student;
@@ -92,6 +116,12 @@ agglo_status agglo_student_new(agglo_student **out, agglo_backend *backend, cons
 fail:
     agglo_student_free(student);
     return agglo_doing(err, "cannot make a student");
+}
+
+agglo_status agglo_student_new(agglo_student **out, agglo_backend *backend, const agglo_student_config *config,
+                               const agglo_head_config *heads, size_t n_heads, bool trained, agglo_err *err)
+{
+    return make(out, backend, config, heads, n_heads, trained, NULL, err);
 }
 
 agglo_status agglo_student_load(agglo_student **out, agglo_backend *backend, const agglo_safetensors *st, bool trained,
@@ -103,7 +133,7 @@ agglo_status agglo_student_load(agglo_student **out, agglo_backend *backend, con
 
     *out = NULL;
     if (agglo_student_read_config(st, &config, heads, &n_heads, err) != AGGLO_OK ||
-        agglo_student_new(out, backend, &config, heads, n_heads, trained, err) != AGGLO_OK ||
+        make(out, backend, &config, heads, n_heads, trained, st, err) != AGGLO_OK ||
         agglo_params_load((*out)->params, st, err) != AGGLO_OK) {
         agglo_student_free(*out);
         *out = NULL;

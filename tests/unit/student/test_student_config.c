@@ -217,6 +217,22 @@ static void test_random_file(void **state)
     assert_ok(encoder.encode(encoder.self, pixels, 2, 8, 16, summary, spatial, &err));
     assert_true(isfinite(spatial[2 * 8 * 10 - 1]));
     agglo_encoder_clear(&encoder);
+
+    /* a few bytes that promise 19 GB: refused before anything is allocated for them */
+    {
+        static const char header[] =
+            "{\"__metadata__\":{\"format\":\"agglo-student\",\"heads\":\"[]\",\"student\":\"{"
+            "\\\"family\\\":\\\"vit\\\",\\\"arch\\\":\\\"vit\\\",\\\"dim\\\":4096,\\\"depth\\\":24,\\\"heads\\\":2,"
+            "\\\"mlp_dim\\\":16384,\\\"patch\\\":4,\\\"image\\\":16,\\\"pos_grid\\\":4,\\\"registers\\\":0,"
+            "\\\"head_version\\\":2,\\\"head_hidden\\\":0,\\\"head_inner\\\":0,\\\"summary\\\":\\\"cls\\\","
+            "\\\"final_norm\\\":false}\"}}";
+        char file[8 + sizeof header] = {(char)((sizeof header - 1) & 0xff), (char)((sizeof header - 1) >> 8)};
+
+        memcpy(file + 8, header, sizeof header - 1);
+        assert_ok(agglo_file_write(c, file, 8 + sizeof header - 1, &err));
+        assert_fails(agglo_student_open(&encoder, backend, c, NULL, 0, 2, &err), AGGLO_E_NOT_FOUND,
+                     "patch_embed.weight");
+    }
     agglo_backend_free(backend);
 }
 
