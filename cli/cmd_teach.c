@@ -79,12 +79,11 @@ static void print_line(const agglo_teach_line *line)
     } else {
         double views = r->views > 0 ? (double)r->views : 1;
 
-        printf("%s views in %.1f s (%.1f/s), %s per view (spatial %dx%dx%d %s: %s; fp16 %s)\n",
+        printf("%s views in %.1f s (%.1f/s); %s a view, of it spatial %dx%dx%d %s in %s (%s in fp16)\n",
                agglo_show_int((int64_t)r->views), r->seconds,
                (double)r->views / (r->seconds > 0.05 ? r->seconds : 0.05), agglo_show_bytes((double)r->bytes / views),
-               line->grid_h, line->grid_w, line->spatial_dim, agglo_codec_name(line->codec),
-               agglo_show_bytes((double)r->spatial_bytes / views),
-               agglo_show_bytes((double)r->spatial_fp16_bytes / views));
+               line->grid_h, line->grid_w, line->spatial_dim, agglo_show_bytes((double)r->spatial_bytes / views),
+               agglo_codec_name(line->codec), agglo_show_bytes((double)r->spatial_fp16_bytes / views));
     }
     if (r->units_present > 0 && r->units_done > 0) {
         printf("  %s units were there already\n", agglo_show_int((int64_t)r->units_present));
