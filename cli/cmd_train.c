@@ -21,6 +21,7 @@ static void print_json(const agglo_recipe *recipe, const agglo_train_result *res
     json_object_set_new(object, "resumed_from", json_integer(result->resumed_from));
     json_object_set_new(object, "up_to_date", json_boolean(result->up_to_date));
     json_object_set_new(object, "bad_samples", json_integer((json_int_t)result->n_bad));
+    json_object_set_new(object, "lost_shards", json_integer((json_int_t)result->lost_shards));
     json_object_set_new(object, "seconds", agglo_json_clock(result->seconds));
     json_object_set_new(object, "images_per_s", agglo_json_clock(result->images_per_s));
     json_object_set_new(object, "data_wait", json_real(result->wait_share));
@@ -60,6 +61,9 @@ static void print_text(const agglo_recipe *recipe, const agglo_train_result *res
         printf("  %s slots had a picture or a record missing and weighed nothing\n",
                agglo_show_int((int64_t)result->n_bad));
     }
+    if (result->lost_shards > 0) {
+        printf("  %s shards of the dataset could not be read\n", agglo_show_int((int64_t)result->lost_shards));
+    }
     printf("  weights: %s/student.safetensors\n", out_dir);
 }
 
@@ -80,6 +84,7 @@ static agglo_status run(agglo_cli *cli, agglo_err *err)
         } else {
             print_text(&recipe, &result);
         }
+        cli->incomplete = result.lost_shards > 0 && !result.up_to_date;
     }
     agglo_backend_free(backend);
     agglo_recipe_clear(&recipe);

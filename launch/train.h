@@ -20,6 +20,7 @@ typedef struct agglo_train_result {
     int64_t resumed_from; /* updates found in RUN when it started; 0: a fresh run */
     bool up_to_date;      /* the run was finished already */
     uint64_t n_bad;       /* slots with a picture or a record missing, in this process */
+    uint32_t lost_shards; /* of the dataset, missing or not what its index says */
     double seconds;       /* of the loop, in this process */
     double images_per_s;
     double wait_share;  /* of the loop's time spent waiting for data */

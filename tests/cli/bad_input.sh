@@ -93,6 +93,7 @@ got=0
 [ $got = 1 ] || fail "verify did not notice the missing shard"
 expect 3 "000001.tar" "$agglo" -q eval knn --train data/train --val data/val --weights "$weights"
 [ "$(wc -l <stderr)" = 1 ] || fail "one missing shard is named once: $(cat stderr)"
+expect 3 "000001.tar" "$agglo" -q train recipe.yaml --out run-lost
 mv gone.tar data/train/shards/000001.tar
 
 # a run is not continued under another recipe
