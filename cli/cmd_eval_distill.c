@@ -119,7 +119,7 @@ static agglo_status run(agglo_cli *cli, agglo_err *err)
     } else {
         print_text(dataset, &result);
     }
-    cli->incomplete = result.n_bad > 0;
+    cli->incomplete = agglo_dataset_lost_shards(sources.dataset) > 0;
 done:
     agglo_backend_free(backend);
     agglo_sources_close(&sources);

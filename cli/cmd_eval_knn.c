@@ -84,7 +84,7 @@ static agglo_status run(agglo_cli *cli, agglo_err *err)
             printf("  %s pictures could not be read and were left out\n", agglo_show_int(bank.n_bad + queries.n_bad));
         }
     }
-    cli->incomplete = bank.n_bad + queries.n_bad > 0;
+    cli->incomplete = bank.n_lost_shards + queries.n_lost_shards > 0;
 done:
     agglo_free(predicted);
     agglo_features_clear(&queries);

@@ -152,6 +152,7 @@ agglo_status agglo_features_of(agglo_features *out, const agglo_encoder *encoder
     bool more = true;
 
     memset(out, 0, sizeof *out);
+    out->n_lost_shards = agglo_dataset_lost_shards(dataset);
     out->dim = encoder->info.summary_dim;
     if ((out->summary = agglo_alloc(n_samples * (size_t)out->dim, sizeof *out->summary, err)) == NULL ||
         (out->labels = agglo_alloc(n_samples, sizeof *out->labels, err)) == NULL ||

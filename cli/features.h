@@ -22,6 +22,7 @@ typedef struct agglo_features {
     int dim;
     int64_t n_unlabelled; /* left out */
     int64_t n_bad;        /* left out: picture or shard could not be read */
+    uint32_t n_lost_shards;
 } agglo_features;
 
 /* n_workers threads decode and render. AGGLO_E_STOPPED on a signal. */

@@ -229,6 +229,16 @@ agglo_status agglo_dataset_shard_status(const agglo_dataset *dataset, uint32_t s
     return AGGLO_OK;
 }
 
+uint32_t agglo_dataset_lost_shards(const agglo_dataset *dataset)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < dataset->n_shards; i++) {
+        n += dataset->shards[i].bad != AGGLO_OK;
+    }
+    return n;
+}
+
 agglo_status agglo_dataset_shard_verify(const agglo_dataset *dataset, uint32_t shard, agglo_err *err)
 {
     const agglo_shard_info *info;
@@ -281,7 +291,8 @@ void agglo_dataset_shard_rest(const agglo_dataset *dataset, uint32_t shard)
     const uint8_t *data = atomic_load_explicit(&s->data, memory_order_acquire);
 
     if (data != NULL) {
-        madvise((void *)(uintptr_t)data, (size_t)s->info.n_bytes, MADV_DONTNEED); /* advice: its failure changes nothing */
+        madvise((void *)(uintptr_t)data, (size_t)s->info.n_bytes,
+                MADV_DONTNEED); /* advice: its failure changes nothing */
     }
 }
 

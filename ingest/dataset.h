@@ -16,20 +16,20 @@ extern "C" {
 typedef struct agglo_dataset agglo_dataset;
 
 typedef struct agglo_shard_info {
-    const char *path;       /* of the tar */
+    const char *path; /* of the tar */
     uint32_t n_samples;
-    uint64_t n_bytes;       /* of the tar */
-    char fingerprint[33];   /* xxh3-128 of the tar file, hex */
+    uint64_t n_bytes;     /* of the tar */
+    char fingerprint[33]; /* xxh3-128 of the tar file, hex */
 } agglo_shard_info;
 
 typedef struct agglo_sample {
     uint32_t shard, ordinal;
     uint8_t uid[16];
     const char *key;
-    agglo_bytes image;      /* encoded, in the mapped shard */
+    agglo_bytes image; /* encoded, in the mapped shard */
     agglo_image_format format;
-    int width, height;      /* upright */
-    int64_t label;          /* -1: none */
+    int width, height;         /* upright */
+    int64_t label;             /* -1: none */
     agglo_bytes json, caption; /* side-cars in the shard; size 0: none */
 } agglo_sample;
 
@@ -43,10 +43,12 @@ uint64_t agglo_dataset_samples(const agglo_dataset *dataset);
 const agglo_shard_info *agglo_dataset_shard(const agglo_dataset *dataset, uint32_t shard);
 /* AGGLO_OK, or why this shard cannot be read. */
 agglo_status agglo_dataset_shard_status(const agglo_dataset *dataset, uint32_t shard, agglo_err *err);
+/* How many shards cannot be read. */
+uint32_t agglo_dataset_lost_shards(const agglo_dataset *dataset);
 /* Hash the shard's tar file and compare with the index (AGGLO_E_MISMATCH). */
 agglo_status agglo_dataset_shard_verify(const agglo_dataset *dataset, uint32_t shard, agglo_err *err);
 
-/* Tell the system that a shard's pages are not needed for now, so that a pass over many shards holds one at a time. Samples of it stay
+/* Tell the system that a shard's pages need not stay in memory, so that a pass over many shards holds one at a time. Samples of it stay
  * valid: what is read again comes from the page cache. */
 void agglo_dataset_shard_rest(const agglo_dataset *dataset, uint32_t shard);
 

@@ -57,7 +57,8 @@ agglo_status agglo_decoder_new(agglo_decoder **out, const agglo_decode_options *
 void agglo_decoder_free(agglo_decoder *decoder);
 
 /* Decode the whole picture. A picture that is cut off or damaged is an error with its reason, never a half-gray picture. */
-agglo_status agglo_decode(agglo_decoder *decoder, agglo_bytes encoded, agglo_image *out, agglo_reason *reason, agglo_err *err);
+agglo_status agglo_decode(agglo_decoder *decoder, agglo_bytes encoded, agglo_image *out, agglo_reason *reason,
+                          agglo_err *err);
 
 const char *agglo_image_format_name(agglo_image_format format); /* "jpeg" */
 

@@ -309,11 +309,7 @@ agglo_status agglo_run_train(const agglo_recipe *recipe, const char *dir, agglo_
         goto done;
     }
     out->steps = out->resumed_from;
-    for (uint32_t i = 0; i < agglo_dataset_shards(r.sources.dataset); i++) {
-        agglo_err lost = {0};
-
-        out->lost_shards += agglo_dataset_shard_status(r.sources.dataset, i, &lost) != AGGLO_OK;
-    }
+    out->lost_shards = agglo_dataset_lost_shards(r.sources.dataset);
     if (write_recipe(&r, err) != AGGLO_OK || (metrics_path = agglo_path_join(dir, "metrics.jsonl", err)) == NULL ||
         agglo_metrics_file_open(&r.metrics, metrics_path, out->resumed_from, err) != AGGLO_OK) {
         goto done;
