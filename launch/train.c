@@ -49,68 +49,101 @@ static agglo_status lock_run(run *r, agglo_err *err)
     return AGGLO_OK;
 }
 
-/* What a resumed run must share with the one that stopped: the recipe as used, without what cannot change a parameter. */
-static agglo_status hash_recipe(run *r, agglo_err *err)
+/* A copy of a map without some of its keys; anything else is returned as it is. */
+static agglo_status without(const agglo_yaml *node, const char *const *keys, size_t n_keys, agglo_arena *arena,
+                            agglo_yaml *out, agglo_err *err)
 {
-    static const char *const free_keys[] = {"launch", "val", "val_cache"};
-    static const char *const free_train_keys[] = {"checkpoint_every", "keep", "log_every"};
-    agglo_yaml tree = *r->recipe->tree, train;
-    agglo_arena *arena = r->recipe->arena;
-    agglo_yaml *items = agglo_arena_take(arena, tree.n + 1, sizeof *items, err), *train_items = NULL;
-    const char **keys = items != NULL ? agglo_arena_take(arena, tree.n + 1, sizeof *keys, err) : NULL,
-               **train_keys = NULL;
-    agglo_hash128 digest;
-    char *text;
-    size_t n = 0;
+    *out = *node;
+    if (node->kind != AGGLO_YAML_MAP) {
+        return AGGLO_OK;
+    }
+    out->n = 0;
+    out->items = agglo_arena_take(arena, node->n + 1, sizeof *out->items, err);
+    out->keys = out->items != NULL ? agglo_arena_take(arena, node->n + 1, sizeof *out->keys, err) : NULL;
+    if (out->keys == NULL) {
+        return err->status;
+    }
+    for (size_t i = 0; i < node->n; i++) {
+        bool drop = false;
 
-    if (keys == NULL) {
+        for (size_t k = 0; k < n_keys; k++) {
+            drop |= strcmp(node->keys[i], keys[k]) == 0;
+        }
+        if (!drop) {
+            out->keys[out->n] = node->keys[i];
+            out->items[out->n++] = node->items[i];
+        }
+    }
+    return AGGLO_OK;
+}
+
+/* The text that the hash is of: the recipe without what cannot change a parameter and without places, so that a project may move. */
+static agglo_status essence(const agglo_recipe *recipe, char **out, agglo_err *err)
+{
+    static const char *const top[] = {"launch", "val", "val_cache", "dataset", "cache"};
+    static const char *const train[] = {"checkpoint_every", "keep", "log_every", "init"};
+    static const char *const teacher[] = {"weights", "batch"};
+    agglo_arena *arena = recipe->arena;
+    agglo_yaml tree;
+
+    if (without(recipe->tree, top, AGGLO_COUNT(top), arena, &tree, err) != AGGLO_OK) {
         return err->status;
     }
     for (size_t i = 0; i < tree.n; i++) {
-        bool drop = false;
+        agglo_yaml section = tree.items[i];
 
-        for (size_t k = 0; k < AGGLO_COUNT(free_keys); k++) {
-            drop |= strcmp(tree.keys[i], free_keys[k]) == 0;
-        }
-        if (!drop) {
-            keys[n] = tree.keys[i];
-            items[n++] = tree.items[i];
-        }
-    }
-    tree.keys = keys;
-    tree.items = items;
-    tree.n = n;
-    for (size_t i = 0; i < n; i++) {
-        if (strcmp(keys[i], "train") != 0) {
-            continue;
-        }
-        train = items[i];
-        train_items = agglo_arena_take(arena, train.n + 1, sizeof *train_items, err);
-        train_keys = train_items != NULL ? agglo_arena_take(arena, train.n + 1, sizeof *train_keys, err) : NULL;
-        if (train_keys == NULL) {
+        if (strcmp(tree.keys[i], "train") == 0 &&
+            without(&section, train, AGGLO_COUNT(train), arena, &tree.items[i], err) != AGGLO_OK) {
             return err->status;
         }
-        items[i].n = 0;
-        for (size_t j = 0; j < train.n; j++) {
-            bool drop = false;
-
-            for (size_t k = 0; k < AGGLO_COUNT(free_train_keys); k++) {
-                drop |= strcmp(train.keys[j], free_train_keys[k]) == 0;
+        if (strcmp(tree.keys[i], "teachers") == 0) {
+            tree.items[i].items = agglo_arena_take(arena, section.n + 1, sizeof section, err);
+            if (tree.items[i].items == NULL) {
+                return err->status;
             }
-            if (!drop) {
-                train_keys[items[i].n] = train.keys[j];
-                train_items[items[i].n++] = train.items[j];
+            for (size_t k = 0; k < section.n; k++) {
+                if (without(&section.items[k], teacher, AGGLO_COUNT(teacher), arena, &tree.items[i].items[k], err) !=
+                    AGGLO_OK) {
+                    return err->status;
+                }
             }
         }
-        items[i].keys = train_keys;
-        items[i].items = train_items;
     }
-    if (agglo_yaml_print(&tree, arena, &text, err) != AGGLO_OK) {
-        return err->status;
+    return agglo_yaml_print(&tree, arena, out, err);
+}
+
+/* What a resumed run must share with the one that stopped: the recipe's essence, the shards and what the targets were made from. */
+static agglo_status hash_recipe(run *r, agglo_err *err)
+{
+    agglo_hasher *hasher = NULL;
+    uint8_t digest[16];
+    char *text;
+
+    if (essence(r->recipe, &text, err) != AGGLO_OK || agglo_hasher_new(&hasher, AGGLO_HASH_XXH3_128, err) != AGGLO_OK ||
+        agglo_hasher_add(hasher, text, strlen(text), err) != AGGLO_OK) {
+        goto done;
     }
-    digest = agglo_xxh3_128(text, strlen(text));
-    agglo_hex(digest.bytes, sizeof digest.bytes, r->recipe_hash);
-    return AGGLO_OK;
+    for (uint32_t i = 0; i < agglo_dataset_shards(r->sources.dataset); i++) {
+        const agglo_shard_info *shard = agglo_dataset_shard(r->sources.dataset, i);
+
+        if (agglo_hasher_add(hasher, shard->fingerprint, sizeof shard->fingerprint, err) != AGGLO_OK) {
+            goto done;
+        }
+    }
+    for (size_t i = 0; i < r->sources.n_teachers; i++) {
+        const agglo_provenance *made_from = &r->sources.teachers[i].expected;
+
+        if (agglo_hasher_add(hasher, made_from->weights, strlen(made_from->weights), err) != AGGLO_OK ||
+            agglo_hasher_add(hasher, made_from->preprocess, strlen(made_from->preprocess), err) != AGGLO_OK) {
+            goto done;
+        }
+    }
+    if (agglo_hasher_end(hasher, digest, err) == AGGLO_OK) {
+        agglo_hex(digest, sizeof digest, r->recipe_hash);
+    }
+done:
+    agglo_hasher_free(hasher);
+    return err->status;
 }
 
 static agglo_status write_recipe(run *r, agglo_err *err)

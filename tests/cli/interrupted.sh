@@ -58,6 +58,16 @@ done
 same run/student.safetensors run2/student.safetensors
 [ "$(wc -l <run2/metrics.jsonl)" = "$(wc -l <run/metrics.jsonl)" ] || fail "metrics of a resumed run: $(cat run2/metrics.jsonl)"
 
+# a project that moves goes on where it was; other pictures under the same recipe do not
+mkdir moved
+cp -r data cache cache-val recipe.yaml moved/
+killed 200 "$agglo" train recipe.yaml --out moved/run --set train.checkpoint_every=1 || true
+"$agglo" train moved/recipe.yaml --out moved/run >/dev/null
+same run/student.safetensors moved/run/student.safetensors
+"$agglo" train moved/recipe.yaml --out moved/run --json >again.json
+[ "$(value again.json up_to_date)" = true ] || fail "a finished run is not known after a move"
+expect 1 "recipe" "$agglo" train recipe.yaml --out run --set dataset=data/val --set cache=cache-val
+
 # SIGTERM: a checkpoint, one line, exit status 1, and the next start goes on from there
 "$agglo" train recipe.yaml --out run3 --set train.steps=100000 --set train.checkpoint_every=100000 >/dev/null 2>stderr &
 pid=$!
