@@ -38,7 +38,8 @@ for after in 7 20 30 37 45 52 60 68 75 90 110 140 180; do
   # a manifest that exists says that its unit is complete
   for manifest in other/cache*/*/main-*.json; do
     [ -e "$manifest" ] || continue
-    cmp -s "${manifest%.json}.lmdb" "${manifest#other/}" || cmp -s "${manifest%.json}.lmdb" "$(echo "${manifest%.json}.lmdb" | sed 's,^other/,,')" ||
+    unit=${manifest%.json}.lmdb
+    cmp -s "$unit" "${unit#other/}" ||
       fail "$manifest stands beside a partial unit"
   done
 done
