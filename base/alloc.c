@@ -1,6 +1,8 @@
-/* Counted allocation over aligned_alloc; see alloc.h. */
+/* Counted allocation over aligned_alloc; see alloc.h. Bytes are counted as the C library rounds them: it is asked for a block's size,
+ * so that none has to be kept. */
 #include "base/alloc.h"
 
+#include <malloc.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -9,6 +11,8 @@
 
 static atomic_llong n_live;
 static atomic_llong n_total;
+static atomic_llong bytes_live;
+static atomic_llong bytes_peak;
 static atomic_llong fail_after = -1; /* allocations left before the one that fails; -1: never */
 
 static bool told_to_fail(void)
@@ -21,6 +25,15 @@ static bool told_to_fail(void)
         }
     }
     return false;
+}
+
+static void count_bytes(void *block)
+{
+    long long n = (long long)malloc_usable_size(block), live = atomic_fetch_add(&bytes_live, n) + n,
+              peak = atomic_load(&bytes_peak);
+
+    while (live > peak && !atomic_compare_exchange_weak(&bytes_peak, &peak, live)) {
+    }
 }
 
 void *agglo_alloc(size_t count, size_t size, agglo_err *err)
@@ -44,6 +57,7 @@ void *agglo_alloc(size_t count, size_t size, agglo_err *err)
     memset(block, 0, n_bytes);
     atomic_fetch_add(&n_live, 1);
     atomic_fetch_add(&n_total, 1);
+    count_bytes(block);
     return block;
 }
 
@@ -62,6 +76,7 @@ void agglo_free(void *block)
 {
     if (block != NULL) {
         atomic_fetch_sub(&n_live, 1);
+        atomic_fetch_sub(&bytes_live, (long long)malloc_usable_size(block));
         free(block);
     }
 }
@@ -108,9 +123,15 @@ bool agglo_size_add(size_t a, size_t b, size_t *out)
 
 agglo_alloc_stats agglo_alloc_counts(void)
 {
-    agglo_alloc_stats stats = {atomic_load(&n_live), atomic_load(&n_total)};
+    agglo_alloc_stats stats = {atomic_load(&n_live), atomic_load(&n_total), atomic_load(&bytes_live),
+                               atomic_load(&bytes_peak)};
 
     return stats;
+}
+
+void agglo_alloc_peak_reset(void)
+{
+    atomic_store(&bytes_peak, atomic_load(&bytes_live));
 }
 
 void agglo_alloc_fail_after(int64_t n)

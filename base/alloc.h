@@ -39,11 +39,16 @@ bool agglo_size_mul(size_t a, size_t b, size_t *out);
 bool agglo_size_add(size_t a, size_t b, size_t *out);
 
 typedef struct agglo_alloc_stats {
-    int64_t n_live;  /* blocks allocated and not freed */
-    int64_t n_total; /* allocations since start */
+    int64_t n_live;     /* blocks allocated and not freed */
+    int64_t n_total;    /* allocations since start */
+    int64_t bytes_live; /* held by those blocks, as the C library rounds their sizes */
+    int64_t bytes_peak; /* most bytes_live since the start or the last agglo_alloc_peak_reset */
 } agglo_alloc_stats;
 
 agglo_alloc_stats agglo_alloc_counts(void);
+
+/* Tests: count the peak from here; no other thread allocates meanwhile. */
+void agglo_alloc_peak_reset(void);
 
 /* Tests: let the next n allocations succeed and the one after fail, once. n < 0 switches it off. */
 void agglo_alloc_fail_after(int64_t n);
