@@ -574,6 +574,217 @@ static void npy_headers_are_exact(void **state)
     assert_fails(agglo_npy_write(test_path(path, "b.npy"), AGGLO_F32, 0, NULL, data, &err), AGGLO_E_IO, "b.npy");
 }
 
+/* Headers as NumPy and others write them, and every way in which one can be wrong. */
+static void npy_headers_are_read(void **state)
+{
+    static const struct {
+        const char *text;
+        int rank;
+        int64_t shape[4];
+        agglo_dtype dtype, fields[2];
+        int n_fields;
+        uint64_t n_items, n_data_bytes;
+    } good[] = {
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (1, 257, 1280), }",
+         3,
+         {1, 257, 1280},
+         AGGLO_F32,
+         {0},
+         0,
+         328960,
+         1315840},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (), }   \n", 0, {0}, AGGLO_F32, {0}, 0, 1, 4},
+        {"{'shape':(5,),'fortran_order':True,'descr':'|u1'}\n", 1, {5}, AGGLO_U8, {0}, 0, 5, 5},
+        {"{\"descr\": \"=i8\", \"fortran_order\": False, \"shape\": (2, 3,)}", 2, {2, 3}, AGGLO_I64, {0}, 0, 6, 48},
+        {"  {'descr' : '>b1' , 'fortran_order' : False , 'shape' : ( 7 , ) , } ", 1, {7}, AGGLO_BOOL, {0}, 0, 7, 7},
+        {"{'descr': '<u2', 'fortran_order': False, 'shape': (4,)}", 1, {4}, AGGLO_U16, {0}, 0, 4, 8},
+        {"{'descr': '<f8', 'fortran_order': False, 'shape': (9223372036854775807, 9223372036854775807, 0), }",
+         3,
+         {INT64_MAX, INT64_MAX, 0},
+         AGGLO_F64,
+         {0},
+         0,
+         0,
+         0},
+        {"{'descr': [('f0', '<u8'), ('f1', '<u8')], 'fortran_order': False, 'shape': (12,), }",
+         1,
+         {12},
+         AGGLO_DTYPE_OTHER,
+         {AGGLO_U64, AGGLO_U64},
+         2,
+         12,
+         192},
+        {"{'descr': [('it\\'s', '|i1'), (\"\", '<f2'),], 'fortran_order': False, 'shape': (3, 2), }",
+         2,
+         {3, 2},
+         AGGLO_DTYPE_OTHER,
+         {AGGLO_I8, AGGLO_F16},
+         2,
+         6,
+         18},
+    };
+    static const struct {
+        const char *text;
+        agglo_status status;
+        const char *why;
+    } bad[] = {
+        {"", AGGLO_E_DATA, "no dictionary"},
+        {"'descr'", AGGLO_E_DATA, "no dictionary"},
+        {"{", AGGLO_E_DATA, "a key was expected"},
+        {"{}", AGGLO_E_DATA, "a key is missing"},
+        {"{'descr': '<f4', 'shape': (1,)}", AGGLO_E_DATA, "a key is missing"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (1,)} x", AGGLO_E_DATA, "something follows"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (1,), 'x': 1}", AGGLO_E_DATA, "unknown key"},
+        {"{'descr': '<f4', 'fortran_order': False, 'descr': '<f4'}", AGGLO_E_DATA, "twice"},
+        {"{'descr': '<f4' 'fortran_order': False, 'shape': (1,)}", AGGLO_E_DATA, "a key was expected"},
+        {"{'descr': '<f4, 'fortran_order': False, 'shape': (1,)}", AGGLO_E_UNSUPPORTED, "type '<f4, '"},
+        {"{'descr': '<f4", AGGLO_E_DATA, "no type"},
+        {"{'descr': 'f4', 'fortran_order': False, 'shape': (1,)}", AGGLO_E_UNSUPPORTED, "type 'f4'"},
+        {"{'descr': '', 'fortran_order': False, 'shape': (1,)}", AGGLO_E_UNSUPPORTED, "type ''"},
+        {"{'descr': '<c8', 'fortran_order': False, 'shape': (1,)}", AGGLO_E_UNSUPPORTED, "type '<c8'"},
+        {"{'descr': '>f4', 'fortran_order': False, 'shape': (1,)}", AGGLO_E_UNSUPPORTED, "type '>f4'"},
+        {"{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", AGGLO_E_UNSUPPORTED, "type '|O'"},
+        {"{'descr': '|f4', 'fortran_order': False, 'shape': (1,)}", AGGLO_E_UNSUPPORTED, "type '|f4'"},
+        {"{'descr': '<f4\\", AGGLO_E_DATA, "no type"},
+        {"{'descr': '<f\n4', 'fortran_order': False, 'shape': (1,)}", AGGLO_E_DATA, "no type"},
+        {"{'descr': [], 'fortran_order': False, 'shape': (1,)}", AGGLO_E_DATA, "no fields"},
+        {"{'descr': [('a', '<f4') ('b', '<f4')], 'fortran_order': False, 'shape': (1,)}", AGGLO_E_DATA, "does not end"},
+        {"{'descr': [('a')], 'fortran_order': False, 'shape': (1,)}", AGGLO_E_DATA, "without name or type"},
+        {"{'descr': [('a', [('b', '<f4')])], 'fortran_order': False, 'shape': (1,)}", AGGLO_E_UNSUPPORTED,
+         "plain numbers"},
+        {"{'descr': [('a', '|V4')], 'fortran_order': False, 'shape': (1,)}", AGGLO_E_UNSUPPORTED, "type '|V4'"},
+        {"{'descr': [('a', '<f4', (2,))], 'fortran_order': False, 'shape': (1,)}", AGGLO_E_UNSUPPORTED,
+         "plain numbers"},
+        {"{'descr': [('a', '<f4'),('a', '<f4'),('a', '<f4'),('a', '<f4'),('a', '<f4'),('a', '<f4'),('a', '<f4'),('a', "
+         "'<f4'),"
+         "('a', '<f4'),('a', '<f4'),('a', '<f4'),('a', '<f4'),('a', '<f4'),('a', '<f4'),('a', '<f4'),('a', "
+         "'<f4'),('a', '<f4')]",
+         AGGLO_E_UNSUPPORTED, "more than 16 fields"},
+        {"{'descr': '<f4', 'fortran_order': 0, 'shape': (1,)}", AGGLO_E_DATA, "neither True nor False"},
+        {"{'descr': '<f4', 'fortran_order': True, 'shape': (2, 2)}", AGGLO_E_UNSUPPORTED, "Fortran order"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': 1}", AGGLO_E_DATA, "no tuple"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (1)}", AGGLO_E_DATA, "no tuple"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (1 2)}", AGGLO_E_DATA, "does not end"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (,)}", AGGLO_E_DATA, "something else than sizes"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (-1,)}", AGGLO_E_DATA, "something else than sizes"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (1,1,1,1,1,1,1,1,1)}", AGGLO_E_UNSUPPORTED,
+         "more than 8 dim"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (9223372036854775808,)}", AGGLO_E_DATA,
+         "something else than sizes"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (4294967296, 4294967296)}", AGGLO_E_DATA, "can be counted"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (2305843009213693952,)}", AGGLO_E_DATA, "can be counted"},
+    };
+    static const uint8_t version_4[12] = {0x93, 'N', 'U', 'M', 'P', 'Y', 4},
+                         long_1[12] = {0x93, 'N', 'U', 'M', 'P', 'Y', 1, 0, 0xff, 0xff},
+                         long_2[12] = {0x93, 'N', 'U', 'M', 'P', 'Y', 2, 0, 1, 0, 1, 0},
+                         short_1[12] = {0x93, 'N', 'U', 'M', 'P', 'Y', 1, 0, 0, 0, '{', '}'};
+    agglo_err err = {0};
+    agglo_npy_header header;
+    uint8_t file[1024];
+    size_t n_header;
+
+    (void)state;
+    for (size_t c = 0; c < AGGLO_COUNT(good) + AGGLO_COUNT(bad); c++) {
+        const char *text = c < AGGLO_COUNT(good) ? good[c].text : bad[c - AGGLO_COUNT(good)].text;
+        size_t n = strlen(text);
+
+        for (uint8_t version = 1; version <= 3; version++) {
+            size_t at = version == 1 ? 10 : 12;
+            uint8_t *copy;
+
+            memset(file, 0xff, sizeof file);
+            memcpy(file, "\x93NUMPY", 6);
+            file[6] = version;
+            file[7] = 0;
+            agglo_put_le32(file + 8, (uint32_t)n);
+            memcpy(file + at, text, n);
+            if (at + n < AGGLO_NPY_PREFIX) { /* no real header is so short */
+                continue;
+            }
+            copy = agglo_alloc(at + n, 1, &err);
+            assert_non_null(copy);
+            memcpy(copy, file, at + n); /* the sanitizer sees a read behind it */
+            if (c >= AGGLO_COUNT(good)) {
+                assert_fails(agglo_npy_parse((agglo_bytes){copy, at + n}, &header, &err),
+                             bad[c - AGGLO_COUNT(good)].status, bad[c - AGGLO_COUNT(good)].why);
+                agglo_free(copy);
+                continue;
+            }
+            assert_ok(agglo_npy_parse((agglo_bytes){copy, at + n}, &header, &err));
+            assert_int_equal(header.n_header_bytes, at + n);
+            assert_int_equal(header.rank, good[c].rank);
+            assert_memory_equal(header.shape, good[c].shape, (size_t)good[c].rank * sizeof header.shape[0]);
+            assert_int_equal(header.dtype, good[c].dtype);
+            assert_int_equal(header.n_fields, good[c].n_fields);
+            assert_memory_equal(header.fields, good[c].fields, (size_t)good[c].n_fields * sizeof header.fields[0]);
+            assert_int_equal(header.n_items, good[c].n_items);
+            assert_int_equal(header.n_data_bytes, good[c].n_data_bytes);
+            for (size_t cut = 0; cut < at + n; cut++) {
+                assert_fails(agglo_npy_parse((agglo_bytes){copy, cut}, &header, &err), AGGLO_E_DATA, ".npy");
+            }
+            agglo_free(copy);
+        }
+    }
+    assert_true(agglo_npy_is((agglo_bytes){long_1, 6}));
+    assert_false(agglo_npy_is((agglo_bytes){long_1, 5}));
+    assert_false(agglo_npy_is((agglo_bytes){long_1 + 1, 11}));
+    assert_ok(agglo_npy_header_size((agglo_bytes){long_1, 12}, &n_header, &err));
+    assert_int_equal(n_header, 65545);
+    assert_fails(agglo_npy_parse((agglo_bytes){long_1, 12}, &header, &err), AGGLO_E_DATA, "ends within its header");
+    assert_fails(agglo_npy_header_size((agglo_bytes){long_2, 12}, &n_header, &err), AGGLO_E_DATA, "65549 bytes");
+    assert_fails(agglo_npy_parse((agglo_bytes){version_4, 12}, &header, &err), AGGLO_E_UNSUPPORTED, "version 4");
+    assert_fails(agglo_npy_parse((agglo_bytes){short_1, 12}, &header, &err), AGGLO_E_DATA, "no dictionary");
+}
+
+static void npy_files_read_back(void **state)
+{
+    static const agglo_dtype types[] = {AGGLO_F32, AGGLO_F16, AGGLO_F64, AGGLO_U8,  AGGLO_I8,  AGGLO_U16,
+                                        AGGLO_I16, AGGLO_U32, AGGLO_I32, AGGLO_U64, AGGLO_I64, AGGLO_BOOL};
+    static const uint8_t data[128];
+    const int64_t shape[] = {2, 1, 3, 1, 1, 1, 1, 2};
+    const char *path = test_path(test_dir(), "a.npy");
+    agglo_err err = {0};
+    agglo_npy_header header;
+    char *file;
+    size_t n;
+
+    (void)state;
+    for (size_t t = 0; t < AGGLO_COUNT(types); t++) {
+        int rank = (int)t % (AGGLO_NPY_MAX_RANK + 1);
+
+        assert_ok(agglo_npy_write(path, types[t], rank, shape, data, &err));
+        assert_ok(agglo_file_read(path, 4096, &file, &n, &err));
+        assert_ok(agglo_npy_parse((agglo_bytes){(const uint8_t *)file, n}, &header, &err));
+        assert_int_equal(header.dtype, types[t]);
+        assert_int_equal(header.rank, rank);
+        assert_memory_equal(header.shape, shape, (size_t)rank * sizeof *shape);
+        assert_int_equal(header.n_header_bytes + header.n_data_bytes, n);
+        agglo_free(file);
+    }
+}
+
+static void alloc_counts_bytes(void **state)
+{
+    agglo_err err = {0};
+    agglo_alloc_stats before, now;
+    void *blocks[2];
+
+    (void)state;
+    agglo_alloc_peak_reset();
+    before = agglo_alloc_counts();
+    assert_int_equal(before.bytes_peak, before.bytes_live);
+    blocks[0] = agglo_alloc(1000, 100, &err);
+    blocks[1] = agglo_alloc(1000, 50, &err);
+    now = agglo_alloc_counts();
+    assert_true(now.bytes_live - before.bytes_live >= 150000 && now.bytes_live - before.bytes_live < 150000 + 1024);
+    agglo_free(blocks[0]);
+    now = agglo_alloc_counts();
+    assert_true(now.bytes_live - before.bytes_live >= 50000 && now.bytes_live - before.bytes_live < 50000 + 512);
+    assert_true(now.bytes_peak - before.bytes_live >= 150000); /* it stays */
+    agglo_free(blocks[1]);
+    assert_int_equal(agglo_alloc_counts().bytes_live, before.bytes_live);
+}
+
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
@@ -583,6 +794,7 @@ int main(void)
         cmocka_unit_test(status_names_are_known),
         cmocka_unit_test(assertions_abort),
         cmocka_unit_test(alloc_is_aligned_zeroed_and_counted),
+        cmocka_unit_test(alloc_counts_bytes),
         cmocka_unit_test(alloc_checks_sizes),
         cmocka_unit_test(alloc_fails_when_told_once),
         cmocka_unit_test(arena_marks_and_rewinds),
@@ -596,6 +808,8 @@ int main(void)
         cmocka_unit_test(hashing_in_pieces_equals_one_shot),
         cmocka_unit_test(hex_is_exact),
         cmocka_unit_test(npy_headers_are_exact),
+        cmocka_unit_test(npy_headers_are_read),
+        cmocka_unit_test(npy_files_read_back),
     };
 
     return test_run("base values", tests);
