@@ -230,12 +230,15 @@ static agglo_status add_views(json_t *object, agglo_renderer *renderer, const ag
 
 static json_t *sample_json(const agglo_sample *sample)
 {
-    char uid[33];
+    char uid[33], sha256[65];
     json_t *object = json_pack("{s:s, s:s, s:i, s:i, s:s, s:i, s:i, s:I}", "uid", agglo_hex(sample->uid, 16, uid),
                                "key", sample->key, "shard", (int)sample->shard, "ordinal", (int)sample->ordinal,
                                "format", agglo_image_format_name(sample->format), "width", sample->width, "height",
                                sample->height, "bytes", (json_int_t)sample->image.size);
 
+    if (sample->has_sha256) {
+        json_object_set_new(object, "sha256", json_string(agglo_hex(sample->sha256.bytes, 32, sha256)));
+    }
     if (sample->label >= 0) {
         json_object_set_new(object, "label", json_integer(sample->label));
     }

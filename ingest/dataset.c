@@ -322,6 +322,8 @@ agglo_status agglo_dataset_sample(const agglo_dataset *dataset, uint32_t shard_n
     out->width = (int)from.width;
     out->height = (int)from.height;
     out->label = from.label;
+    out->has_sha256 = from.has_sha256;
+    out->sha256 = from.sha256;
     out->json = (agglo_bytes){data + from.json_offset, from.json_bytes};
     out->caption = (agglo_bytes){data + from.caption_offset, from.caption_bytes};
     return AGGLO_OK;

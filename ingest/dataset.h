@@ -6,6 +6,7 @@
 #ifndef AGGLO_INGEST_DATASET_H
 #define AGGLO_INGEST_DATASET_H
 
+#include "base/hash.h"
 #include "base/json.h"
 #include "ingest/decode.h"
 
@@ -30,6 +31,8 @@ typedef struct agglo_sample {
     agglo_image_format format;
     int width, height;         /* upright */
     int64_t label;             /* -1: none */
+    bool has_sha256;           /* the json side-car names one */
+    agglo_sha256 sha256;       /* what it names: with img2dataset, of the bytes as downloaded, not of `image`; else zero */
     agglo_bytes json, caption; /* side-cars in the shard; size 0: none */
 } agglo_sample;
 
@@ -56,7 +59,7 @@ void agglo_dataset_shard_rest(const agglo_dataset *dataset, uint32_t shard);
 agglo_status agglo_dataset_sample(const agglo_dataset *dataset, uint32_t shard, uint32_t ordinal, agglo_sample *out,
                                   agglo_err *err);
 /* By uid (32 hex digits), by key (AGGLO_E_DATA naming both places when the key is not unique), or "SHARD/ORDINAL", tried in this
- * order. Binary search. */
+ * order. A uid takes constant time for each directory, a key a binary search. */
 agglo_status agglo_dataset_find(const agglo_dataset *dataset, const char *name, uint32_t *shard, uint32_t *ordinal,
                                 agglo_err *err);
 bool agglo_dataset_find_uid(const agglo_dataset *dataset, const uint8_t uid[16], uint32_t *shard, uint32_t *ordinal);
