@@ -18,13 +18,19 @@
 
 struct agglo_decoder {
     agglo_decode_options options;
-    uint8_t *stored, *upright; /* the second only for turned pictures */
-    size_t stored_bytes, upright_bytes;
+    agglo_jpeg *jpeg;
+    agglo_png *png;
+    agglo_pixel_buffer stored, upright; /* the second only for turned pictures */
+    /* of the picture that is open */
+    agglo_bytes encoded;
+    agglo_image_format format;
+    agglo_stored_image image;
+    int turn; /* the orientation to apply */
 };
 
 agglo_decode_options agglo_decode_options_default(void)
 {
-    agglo_decode_options options = {.max_pixels = 178956970};
+    agglo_decode_options options = {.max_pixels = 178956970, .max_scans = 64};
     return options;
 }
 
@@ -78,7 +84,7 @@ static bool starts(agglo_bytes bytes, size_t at, const char *magic, size_t n)
     return bytes.size >= at + n && memcmp(bytes.data + at, magic, n) == 0;
 }
 
-static agglo_image_format sniff(agglo_bytes bytes)
+agglo_image_format agglo_image_format_of(agglo_bytes bytes)
 {
     if (starts(bytes, 0, "\xff\xd8\xff", 3)) {
         return AGGLO_IMAGE_JPEG;
@@ -119,23 +125,26 @@ static const char *other_format(agglo_bytes bytes)
     return NULL;
 }
 
-static agglo_status probe(agglo_bytes encoded, const agglo_decode_options *options, agglo_image_format *format,
-                          agglo_stored_image *out, agglo_reason *reason, agglo_err *err)
+/* Parse the header of `encoded` and check its sizes: the one picture that is open from now on. */
+static agglo_status open_picture(agglo_decoder *decoder, agglo_bytes encoded, agglo_reason *reason, agglo_err *err)
 {
+    agglo_stored_image *image = &decoder->image;
     agglo_status status = AGGLO_OK;
     const char *other;
 
-    *out = (agglo_stored_image){.orientation = 1};
-    *format = sniff(encoded);
-    switch (*format) {
+    *image = (agglo_stored_image){.orientation = 1};
+    decoder->turn = 1;
+    decoder->encoded = encoded;
+    decoder->format = agglo_image_format_of(encoded);
+    switch (decoder->format) {
     case AGGLO_IMAGE_JPEG:
-        status = agglo_jpeg_probe(encoded, out, reason, err);
+        status = agglo_jpeg_open(decoder->jpeg, encoded, image, reason, err);
         break;
     case AGGLO_IMAGE_PNG:
-        status = agglo_png_probe(encoded, out, reason, err);
+        status = agglo_png_open(decoder->png, encoded, image, reason, err);
         break;
     case AGGLO_IMAGE_WEBP:
-        status = agglo_webp_probe(encoded, out, reason, err);
+        status = agglo_webp_open(encoded, image, reason, err);
         break;
     case AGGLO_IMAGE_GIF:
         return agglo_reject_image(reason, "unsupported_format", err, "a GIF; JPEG, PNG and WebP are read");
@@ -149,34 +158,42 @@ static agglo_status probe(agglo_bytes encoded, const agglo_decode_options *optio
     if (status != AGGLO_OK) {
         return status;
     }
-    if (out->width == 0 || out->height == 0) {
-        return agglo_reject_image(reason, "zero_size", err, "%llu x %llu pixels", (unsigned long long)out->width,
-                                  (unsigned long long)out->height);
+    decoder->turn = decoder->options.ignore_exif ? 1 : image->orientation;
+    if (image->width == 0 || image->height == 0) {
+        return agglo_reject_image(reason, "zero_size", err, "%llu x %llu pixels", (unsigned long long)image->width,
+                                  (unsigned long long)image->height);
     }
     /* INT_MAX / 3: a row of RGB must be an int to every library */
-    if (out->width > INT_MAX / 3 || out->height > INT_MAX / 3 || out->width > options->max_pixels / out->height) {
+    if (image->width > INT_MAX / 3 || image->height > INT_MAX / 3 ||
+        image->width > decoder->options.max_pixels / image->height) {
         return agglo_reject_image(reason, "too_large", err, "%llu x %llu pixels, more than %llu",
-                                  (unsigned long long)out->width, (unsigned long long)out->height,
-                                  (unsigned long long)options->max_pixels);
+                                  (unsigned long long)image->width, (unsigned long long)image->height,
+                                  (unsigned long long)decoder->options.max_pixels);
     }
     return AGGLO_OK;
 }
 
-agglo_status agglo_image_probe(agglo_bytes encoded, const agglo_decode_options *options, agglo_image_info *out,
-                               agglo_reason *reason, agglo_err *err)
+/* Forget the picture; its pixels stay. */
+static void close_picture(agglo_decoder *decoder)
 {
-    agglo_stored_image stored;
-    bool turned;
+    agglo_jpeg_close(decoder->jpeg);
+    agglo_png_close(decoder->png);
+    decoder->encoded = (agglo_bytes){NULL, 0};
+}
 
-    *out = (agglo_image_info){.orientation = 1};
-    if (probe(encoded, options, &out->format, &stored, reason, err) != AGGLO_OK) {
-        return agglo_doing(err, "cannot read picture");
-    }
-    turned = !options->ignore_exif && stored.orientation >= 5;
-    out->orientation = stored.orientation;
-    out->width = (int)(turned ? stored.height : stored.width);
-    out->height = (int)(turned ? stored.width : stored.height);
-    return AGGLO_OK;
+static bool is_turned(int orientation)
+{
+    return orientation >= 5;
+}
+
+static bool mirrors_x(int orientation) /* the stored columns run against their upright axis */
+{
+    return orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8;
+}
+
+static bool mirrors_y(int orientation)
+{
+    return orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
 }
 
 int agglo_exif_orientation(const uint8_t *data, size_t n_bytes)
@@ -224,10 +241,11 @@ int agglo_exif_orientation(const uint8_t *data, size_t n_bytes)
 }
 
 /* dst pixel (x, y) = src pixel at origin + x * step_x + y * step_y. In tiles, because the turns by 90 degrees walk src in columns. */
-static void turn_upright(const uint8_t *src, uint64_t width, uint64_t height, int orientation, uint8_t *dst)
+static void turn_upright(const agglo_stored_region *region, int orientation, uint8_t *dst)
 {
     enum { TILE = 32 };
-    ptrdiff_t w = (ptrdiff_t)width, h = (ptrdiff_t)height, row = w * 3;
+    const uint8_t *src = region->rgb;
+    ptrdiff_t w = (ptrdiff_t)region->w, h = (ptrdiff_t)region->h, row = (ptrdiff_t)region->stride;
     ptrdiff_t left = 0, top = 0, right = (w - 1) * 3, bottom = (h - 1) * row;
     ptrdiff_t origin, step_x, step_y, out_w = orientation >= 5 ? h : w, out_h = orientation >= 5 ? w : h;
 
@@ -277,88 +295,221 @@ agglo_status agglo_decoder_new(agglo_decoder **out, const agglo_decode_options *
 {
     agglo_decoder *decoder = agglo_alloc(1, sizeof *decoder, err);
 
-    *out = decoder;
+    *out = NULL;
     if (decoder == NULL) {
         return err->status;
     }
     decoder->options = *options;
+    if (agglo_jpeg_new(&decoder->jpeg, options->max_scans, err) != AGGLO_OK ||
+        agglo_png_new(&decoder->png, options->png16_clip, err) != AGGLO_OK) {
+        agglo_decoder_free(decoder);
+        return err->status;
+    }
+    *out = decoder;
     return AGGLO_OK;
 }
 
 void agglo_decoder_free(agglo_decoder *decoder)
 {
     if (decoder != NULL) {
-        agglo_free(decoder->stored);
-        agglo_free(decoder->upright);
+        agglo_jpeg_free(decoder->jpeg);
+        agglo_png_free(decoder->png);
+        agglo_free(decoder->stored.data);
+        agglo_free(decoder->upright.data);
         agglo_free(decoder);
     }
 }
 
-/* Room for a picture; what was there is forgotten. */
-static agglo_status reserve(uint8_t **buffer, size_t *have, size_t n_bytes, agglo_reason *reason, agglo_err *err)
+agglo_status agglo_pixels_reserve(agglo_pixel_buffer *buffer, uint64_t rows, uint64_t stride, agglo_reason *reason,
+                                  agglo_err *err)
 {
-    if (*have >= n_bytes) {
+    size_t n_bytes;
+
+    if (!agglo_size_mul((size_t)rows, (size_t)stride, &n_bytes) ||
+        !agglo_size_add(n_bytes, AGGLO_PIXEL_SLACK, &n_bytes)) {
+        return agglo_reject_image(reason, "too_large", err, "the pixels do not fit into the address space");
+    }
+    if (buffer->n_bytes >= n_bytes) {
         return AGGLO_OK;
     }
-    agglo_free(*buffer);
-    *have = 0;
-    *buffer = agglo_alloc(n_bytes, 1, err);
-    if (*buffer == NULL) {
+    agglo_free(buffer->data);
+    buffer->n_bytes = 0;
+    buffer->data = agglo_alloc(n_bytes, 1, err);
+    if (buffer->data == NULL) {
         if (reason != NULL) {
             *reason = "out_of_memory";
         }
         return err->status;
     }
-    *have = n_bytes;
+    buffer->n_bytes = n_bytes;
     return AGGLO_OK;
+}
+
+agglo_status agglo_image_probe(agglo_bytes encoded, const agglo_decode_options *options, agglo_image_info *out,
+                               agglo_reason *reason, agglo_err *err)
+{
+    agglo_decoder *decoder = NULL;
+    agglo_status status;
+
+    *out = (agglo_image_info){.orientation = 1};
+    if (agglo_decoder_new(&decoder, options, err) != AGGLO_OK) {
+        if (reason != NULL) {
+            *reason = "out_of_memory";
+        }
+        return agglo_doing(err, "cannot read picture");
+    }
+    status = agglo_decoder_probe(decoder, encoded, out, reason, err);
+    agglo_decoder_free(decoder);
+    return status;
+}
+
+agglo_status agglo_decoder_probe(agglo_decoder *decoder, agglo_bytes encoded, agglo_image_info *out,
+                                 agglo_reason *reason, agglo_err *err)
+{
+    const agglo_stored_image *image = &decoder->image;
+    agglo_status status = open_picture(decoder, encoded, reason, err);
+    bool turned;
+
+    turned = is_turned(decoder->turn);
+    close_picture(decoder);
+    *out = (agglo_image_info){.format = decoder->format, .orientation = 1};
+    if (status != AGGLO_OK) {
+        return agglo_doing(err, "cannot read picture");
+    }
+    out->orientation = image->orientation;
+    out->width = (int)(turned ? image->height : image->width);
+    out->height = (int)(turned ? image->width : image->height);
+    return AGGLO_OK;
+}
+
+/* Pixels of the open picture, which is closed by this. */
+static agglo_status read_region(agglo_decoder *decoder, agglo_stored_region *region, agglo_reason *reason,
+                                agglo_err *err)
+{
+    agglo_status status;
+
+    if (decoder->format == AGGLO_IMAGE_JPEG) {
+        status = agglo_jpeg_read(decoder->jpeg, region, &decoder->stored, reason, err);
+    } else if (decoder->format == AGGLO_IMAGE_PNG) {
+        status = agglo_png_read(decoder->png, region, &decoder->stored, reason, err);
+    } else {
+        status = agglo_webp_read(decoder->encoded, &decoder->image, region, &decoder->stored, reason, err);
+    }
+    close_picture(decoder);
+    if (status == AGGLO_OK && decoder->turn > 1) {
+        uint64_t row = (uint64_t)(is_turned(decoder->turn) ? region->h : region->w) * 3;
+        uint64_t rows = is_turned(decoder->turn) ? region->w : region->h;
+
+        status = agglo_pixels_reserve(&decoder->upright, rows, row, reason, err);
+        if (status == AGGLO_OK) {
+            turn_upright(region, decoder->turn, decoder->upright.data);
+            region->rgb = decoder->upright.data;
+            region->stride = (size_t)row;
+        }
+    }
+    return status;
 }
 
 agglo_status agglo_decode(agglo_decoder *decoder, agglo_bytes encoded, agglo_image *out, agglo_reason *reason,
                           agglo_err *err)
 {
-    agglo_stored_image stored;
-    agglo_image_format format;
-    agglo_status status;
-    size_t n_bytes;
+    agglo_stored_region all = {.reduce = 1, .whole = true};
+    bool turned;
 
     *out = (agglo_image){0};
-    if (probe(encoded, &decoder->options, &format, &stored, reason, err) != AGGLO_OK) {
+    if (open_picture(decoder, encoded, reason, err) != AGGLO_OK) {
         goto fail;
     }
-    if (!agglo_size_mul((size_t)stored.width, (size_t)stored.height, &n_bytes) ||
-        !agglo_size_mul(n_bytes, 3, &n_bytes)) {
-        agglo_reject_image(reason, "too_large", err, "the pixels do not fit into the address space");
+    all.w = (uint32_t)decoder->image.width;
+    all.h = (uint32_t)decoder->image.height;
+    if (read_region(decoder, &all, reason, err) != AGGLO_OK) {
         goto fail;
     }
-    if (reserve(&decoder->stored, &decoder->stored_bytes, n_bytes, reason, err) != AGGLO_OK) {
-        goto fail;
-    }
-    if (format == AGGLO_IMAGE_JPEG) {
-        status = agglo_jpeg_pixels(encoded, &stored, decoder->stored, reason, err);
-    } else if (format == AGGLO_IMAGE_PNG) {
-        status = agglo_png_pixels(encoded, &stored, decoder->options.png16_clip, decoder->stored, reason, err);
-    } else {
-        status = agglo_webp_pixels(encoded, &stored, decoder->stored, reason, err);
-    }
-    if (status != AGGLO_OK) {
-        goto fail;
-    }
-    out->width = (int)stored.width;
-    out->height = (int)stored.height;
-    out->rgb = decoder->stored;
-    if (stored.orientation > 1 && !decoder->options.ignore_exif) {
-        if (reserve(&decoder->upright, &decoder->upright_bytes, n_bytes, reason, err) != AGGLO_OK) {
-            goto fail;
-        }
-        turn_upright(decoder->stored, stored.width, stored.height, stored.orientation, decoder->upright);
-        out->rgb = decoder->upright;
-        if (stored.orientation >= 5) {
-            out->width = (int)stored.height;
-            out->height = (int)stored.width;
-        }
-    }
+    turned = is_turned(decoder->turn);
+    out->width = (int)(turned ? all.h : all.w);
+    out->height = (int)(turned ? all.w : all.h);
+    AGGLO_ASSERT(all.stride == (size_t)out->width * 3);
+    out->rgb = all.rgb;
     return AGGLO_OK;
 fail:
-    *out = (agglo_image){0};
+    close_picture(decoder);
+    return agglo_doing(err, "cannot decode picture");
+}
+
+agglo_status agglo_image_verify(agglo_decoder *decoder, agglo_bytes encoded, agglo_reason *reason, agglo_err *err)
+{
+    agglo_status status = open_picture(decoder, encoded, reason, err);
+
+    if (status == AGGLO_OK) {
+        if (decoder->format == AGGLO_IMAGE_JPEG) {
+            status = agglo_jpeg_verify(decoder->jpeg, reason, err);
+        } else if (decoder->format == AGGLO_IMAGE_PNG) {
+            status = agglo_png_verify(decoder->png, &decoder->stored, reason, err);
+        } else {
+            status = agglo_webp_verify(encoded, &decoder->image, &decoder->stored, reason, err);
+        }
+    }
+    close_picture(decoder);
+    return status == AGGLO_OK ? AGGLO_OK : agglo_doing(err, "cannot decode picture");
+}
+
+/* One axis of a region: the pixels of 1 / reduce that overlap [at, at + n), and where the first begins, seen from the upright side. */
+static int reduced_axis(int at, int n, int side, bool mirrored, int reduce, uint32_t *first, uint32_t *count)
+{
+    int from = mirrored ? side - at - n : at, to = from + n;
+    int lo = from / reduce, hi = to / reduce + (to % reduce != 0);
+
+    *first = (uint32_t)lo;
+    *count = (uint32_t)(hi - lo);
+    return mirrored ? side - hi * reduce : lo * reduce;
+}
+
+agglo_status agglo_decode_region(agglo_decoder *decoder, agglo_bytes encoded, int width, int height,
+                                 const agglo_box *box, int reduce, agglo_region *out, agglo_reason *reason,
+                                 agglo_err *err)
+{
+    const agglo_stored_image *image = &decoder->image;
+    agglo_stored_region part = {0};
+    int image_w, image_h, orientation;
+    bool turned;
+
+    AGGLO_ASSERT(reduce == 1 || reduce == 2 || reduce == 4 || reduce == 8);
+    *out = (agglo_region){0};
+    if (open_picture(decoder, encoded, reason, err) != AGGLO_OK) {
+        goto fail;
+    }
+    orientation = decoder->turn;
+    turned = is_turned(orientation);
+    image_w = (int)(turned ? image->height : image->width);
+    image_h = (int)(turned ? image->width : image->height);
+    if (image_w != width || image_h != height) {
+        agglo_fail(err, AGGLO_E_MISMATCH, "the picture is %dx%d, its views were drawn for %dx%d", image_w, image_h,
+                   width, height);
+        goto fail;
+    }
+    if (box->x < 0 || box->y < 0 || box->w < 1 || box->h < 1 || box->w > width - box->x || box->h > height - box->y) {
+        agglo_fail(err, AGGLO_E_MISMATCH, "the box %d,%d %dx%d does not lie in a picture of %dx%d", box->x, box->y,
+                   box->w, box->h, width, height);
+        goto fail;
+    }
+    part.reduce = out->reduce = decoder->format == AGGLO_IMAGE_JPEG ? reduce : 1;
+    if (turned) {
+        out->top = reduced_axis(box->y, box->h, height, mirrors_x(orientation), out->reduce, &part.x, &part.w);
+        out->left = reduced_axis(box->x, box->w, width, mirrors_y(orientation), out->reduce, &part.y, &part.h);
+    } else {
+        out->left = reduced_axis(box->x, box->w, width, mirrors_x(orientation), out->reduce, &part.x, &part.w);
+        out->top = reduced_axis(box->y, box->h, height, mirrors_y(orientation), out->reduce, &part.y, &part.h);
+    }
+    if (read_region(decoder, &part, reason, err) != AGGLO_OK) {
+        goto fail;
+    }
+    out->width = (int)(turned ? part.h : part.w);
+    out->height = (int)(turned ? part.w : part.h);
+    out->rgb = part.rgb;
+    out->stride = part.stride;
+    return AGGLO_OK;
+fail:
+    close_picture(decoder);
+    *out = (agglo_region){0};
     return agglo_doing(err, "cannot decode picture");
 }

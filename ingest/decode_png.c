@@ -31,20 +31,37 @@ static agglo_status fail_png(int code, agglo_reason *reason, agglo_err *err)
     return agglo_reject_image(reason, why, err, "%s", spng_strerror(code));
 }
 
-/* SPNG_OK or libspng's error; *out is the caller's to free either way. */
-static int begin(agglo_bytes encoded, spng_ctx **out, struct spng_ihdr *header)
+struct agglo_png {
+    spng_ctx *spng; /* NULL: nothing is open */
+    struct spng_ihdr header;
+    bool ended;  /* there is a whole IEND */
+    bool clip16; /* 16-bit gray as Pillow does it */
+};
+
+agglo_status agglo_png_new(agglo_png **out, bool clip16, agglo_err *err)
 {
-    spng_ctx *png = spng_ctx_new(0);
-    int code;
+    agglo_png *png = agglo_alloc(1, sizeof *png, err);
 
     *out = png;
     if (png == NULL) {
-        return SPNG_EMEM;
+        return err->status;
     }
-    code = spng_set_chunk_limits(png, MAX_CHUNK_CACHE, MAX_CHUNK_CACHE);
-    code = code != 0 ? code : spng_set_crc_action(png, SPNG_CRC_ERROR, SPNG_CRC_DISCARD);
-    code = code != 0 ? code : spng_set_png_buffer(png, encoded.data, encoded.size);
-    return code != 0 ? code : spng_get_ihdr(png, header);
+    png->clip16 = clip16;
+    return AGGLO_OK;
+}
+
+void agglo_png_close(agglo_png *png)
+{
+    if (png != NULL) {
+        spng_ctx_free(png->spng);
+        png->spng = NULL;
+    }
+}
+
+void agglo_png_free(agglo_png *png)
+{
+    agglo_png_close(png);
+    agglo_free(png);
 }
 
 static uint32_t crc32_of(const uint8_t *data, size_t n)
@@ -89,25 +106,32 @@ static int find_orientation(agglo_bytes png, bool *ended)
     return orientation;
 }
 
-agglo_status agglo_png_probe(agglo_bytes encoded, agglo_stored_image *out, agglo_reason *reason, agglo_err *err)
+agglo_status agglo_png_open(agglo_png *png, agglo_bytes encoded, agglo_stored_image *out, agglo_reason *reason,
+                            agglo_err *err)
 {
-    struct spng_ihdr header = {0};
-    spng_ctx *png;
-    int code = begin(encoded, &png, &header);
-    bool ended;
+    int code;
 
-    spng_ctx_free(png);
+    agglo_png_close(png);
+    png->spng = spng_ctx_new(0);
+    if (png->spng == NULL) {
+        return fail_png(SPNG_EMEM, reason, err);
+    }
+    code = spng_set_chunk_limits(png->spng, MAX_CHUNK_CACHE, MAX_CHUNK_CACHE);
+    code = code != 0 ? code : spng_set_crc_action(png->spng, SPNG_CRC_ERROR, SPNG_CRC_DISCARD);
+    code = code != 0 ? code : spng_set_png_buffer(png->spng, encoded.data, encoded.size);
+    code = code != 0 ? code : spng_get_ihdr(png->spng, &png->header);
     /* libspng refuses sizes that are zero before it says what they are */
     if (code != 0) {
+        agglo_png_close(png);
         return fail_png(code, reason, err);
     }
-    out->width = header.width;
-    out->height = header.height;
-    out->orientation = find_orientation(encoded, &ended);
+    out->width = png->header.width;
+    out->height = png->header.height;
+    out->orientation = find_orientation(encoded, &png->ended);
     return AGGLO_OK;
 }
 
-/* 16-bit gray as Pillow converts it: what is above 255 becomes 255. Rows of 2 n bytes are spread to 3 n in place, from the end. */
+/* 16-bit gray as Pillow converts it: what is above 255 becomes 255. A row of 2 n bytes is spread to 3 n in place, from the end. */
 static void clip_gray16(uint8_t *rgb, size_t n_pixels)
 {
     for (size_t i = n_pixels; i-- > 0;) {
@@ -119,34 +143,84 @@ static void clip_gray16(uint8_t *rgb, size_t n_pixels)
     }
 }
 
-agglo_status agglo_png_pixels(agglo_bytes encoded, const agglo_stored_image *image, bool png16_clip, uint8_t *rgb,
-                              agglo_reason *reason, agglo_err *err)
+/* To the end of the file: one cut off behind its pixels is cut off all the same. */
+static int read_to_end(agglo_png *png)
 {
-    struct spng_ihdr header = {0};
-    spng_ctx *png;
-    int code = begin(encoded, &png, &header), format = SPNG_FMT_RGB8;
-    size_t n_pixels = (size_t)image->width * (size_t)image->height, n_bytes = 0;
-    bool ended, clip = png16_clip && header.color_type == SPNG_COLOR_TYPE_GRAYSCALE && header.bit_depth == 16;
+    int code = spng_decode_chunks(png->spng);
 
-    if (clip) {
-        format = SPNG_FMT_RAW; /* big-endian samples */
+    return code == 0 && !png->ended ? SPNG_IO_EOF : code;
+}
+
+/* Rows down to the last that is wanted; those above it are overwritten by it. */
+static int read_rows(agglo_png *png, const agglo_stored_region *region, int format, uint8_t *rgb, size_t row_bytes)
+{
+    int code = spng_decode_image(png->spng, NULL, 0, format, SPNG_DECODE_PROGRESSIVE);
+
+    for (uint32_t y = 0; code == 0 && y < region->y + region->h; y++) {
+        size_t row = y < region->y ? 0 : y - region->y;
+
+        code = spng_decode_row(png->spng, rgb + row * region->stride, row_bytes);
     }
-    code = code != 0 ? code : spng_decoded_image_size(png, format, &n_bytes);
-    if (code == 0) {
-        AGGLO_ASSERT(n_bytes == n_pixels * (clip ? 2 : 3));
-        code = spng_decode_image(png, rgb, n_bytes, format, 0);
+    return code == SPNG_EOI ? 0 : code; /* what the last row of the picture gives */
+}
+
+agglo_status agglo_png_read(agglo_png *png, agglo_stored_region *region, agglo_pixel_buffer *buffer,
+                            agglo_reason *reason, agglo_err *err)
+{
+    size_t width = png->header.width, n_bytes = 0;
+    bool clip = png->clip16 && png->header.color_type == SPNG_COLOR_TYPE_GRAYSCALE && png->header.bit_depth == 16;
+    bool all = region->whole || png->header.interlace_method != SPNG_INTERLACE_NONE;
+    int code, format = clip ? SPNG_FMT_RAW : SPNG_FMT_RGB8; /* raw: big-endian samples */
+    uint32_t rows = all ? png->header.height : region->h;
+
+    code = spng_decoded_image_size(png->spng, format, &n_bytes);
+    if (code != 0) {
+        agglo_png_close(png);
+        return fail_png(code, reason, err);
     }
-    code = code != 0 ? code : spng_decode_chunks(png); /* to the end: a file cut off behind its pixels is cut off */
-    spng_ctx_free(png);
+    AGGLO_ASSERT(n_bytes == width * png->header.height * (clip ? 2 : 3));
+    region->stride = width * 3;
+    if (agglo_pixels_reserve(buffer, rows, region->stride, reason, err) != AGGLO_OK) {
+        agglo_png_close(png);
+        return err->status;
+    }
+    if (all) {
+        code = spng_decode_image(png->spng, buffer->data, n_bytes, format, 0);
+        code = code == 0 && region->whole ? read_to_end(png) : code;
+    } else {
+        code = read_rows(png, region, format, buffer->data, width * (clip ? 2 : 3));
+    }
+    agglo_png_close(png);
     if (code != 0) {
         return fail_png(code, reason, err);
     }
-    find_orientation(encoded, &ended);
-    if (!ended) {
-        return fail_png(SPNG_IO_EOF, reason, err);
+    if (clip && all) { /* rows lie behind one another */
+        clip_gray16(buffer->data, width * rows);
     }
-    if (clip) {
-        clip_gray16(rgb, n_pixels);
+    for (uint32_t y = 0; clip && !all && y < rows; y++) {
+        clip_gray16(buffer->data + y * region->stride, width);
     }
+    region->rgb = buffer->data + (all ? region->y * region->stride : 0) + (size_t)region->x * 3;
     return AGGLO_OK;
+}
+
+agglo_status agglo_png_verify(agglo_png *png, agglo_pixel_buffer *buffer, agglo_reason *reason, agglo_err *err)
+{
+    size_t n_bytes = 0;
+    int code = spng_decoded_image_size(png->spng, SPNG_FMT_RAW, &n_bytes);
+
+    if (code == 0) {
+        n_bytes /= png->header.height;
+        if (agglo_pixels_reserve(buffer, 1, n_bytes, reason, err) != AGGLO_OK) {
+            agglo_png_close(png);
+            return err->status;
+        }
+        code = spng_decode_image(png->spng, NULL, 0, SPNG_FMT_RAW, SPNG_DECODE_PROGRESSIVE);
+        while (code == 0) {
+            code = spng_decode_scanline(png->spng, buffer->data, n_bytes);
+        }
+        code = code == SPNG_EOI ? read_to_end(png) : code;
+    }
+    agglo_png_close(png);
+    return code == 0 ? AGGLO_OK : fail_png(code, reason, err);
 }

@@ -19,12 +19,13 @@ static agglo_status fail_webp(VP8StatusCode code, agglo_reason *reason, agglo_er
     }
 }
 
-agglo_status agglo_webp_probe(agglo_bytes encoded, agglo_stored_image *out, agglo_reason *reason, agglo_err *err)
+agglo_status agglo_webp_open(agglo_bytes encoded, agglo_stored_image *out, agglo_reason *reason, agglo_err *err)
 {
     WebPData data = {encoded.data, encoded.size};
     WebPDemuxState state = WEBP_DEMUX_PARSE_ERROR;
     WebPDemuxer *demux = WebPDemuxPartial(&data, &state);
     WebPChunkIterator chunk;
+    WebPBitstreamFeatures features;
     uint32_t flags;
 
     if (demux == NULL || state != WEBP_DEMUX_DONE) {
@@ -37,6 +38,7 @@ agglo_status agglo_webp_probe(agglo_bytes encoded, agglo_stored_image *out, aggl
     out->height = WebPDemuxGetI(demux, WEBP_FF_CANVAS_HEIGHT);
     out->animated = (flags & ANIMATION_FLAG) != 0;
     out->orientation = 1;
+    out->lossy = WebPGetFeatures(encoded.data, encoded.size, &features) == VP8_STATUS_OK && features.format == 1;
     if ((flags & EXIF_FLAG) != 0 && WebPDemuxGetChunk(demux, "EXIF", 1, &chunk)) {
         out->orientation = agglo_exif_orientation(chunk.chunk.bytes, chunk.chunk.size);
         WebPDemuxReleaseChunkIterator(&chunk);
@@ -74,17 +76,15 @@ static agglo_status first_frame(WebPData data, const agglo_stored_image *image, 
     return AGGLO_OK;
 }
 
-agglo_status agglo_webp_pixels(agglo_bytes encoded, const agglo_stored_image *image, uint8_t *rgb, agglo_reason *reason,
-                               agglo_err *err)
+/* The one frame, or a box of it (w > 0; of a lossy picture with even x and y). */
+static agglo_status still(agglo_bytes encoded, const agglo_stored_image *image, const agglo_stored_region *box,
+                          WEBP_CSP_MODE mode, agglo_pixel_buffer *buffer, agglo_reason *reason, agglo_err *err)
 {
-    WebPData data = {encoded.data, encoded.size};
     WebPDecoderConfig config;
     VP8StatusCode code;
-    size_t stride = (size_t)image->width * 3;
+    uint64_t width = box != NULL ? box->w : image->width, height = box != NULL ? box->h : image->height;
+    uint64_t chroma_w = (width + 1) / 2, chroma_h = (height + 1) / 2;
 
-    if (image->animated) {
-        return first_frame(data, image, rgb, reason, err);
-    }
     if (!WebPInitDecoderConfig(&config)) {
         return agglo_fail(err, AGGLO_E_UNSUPPORTED, "libwebp has another version than its headers");
     }
@@ -95,12 +95,86 @@ agglo_status agglo_webp_pixels(agglo_bytes encoded, const agglo_stored_image *im
     if ((uint64_t)config.input.width != image->width || (uint64_t)config.input.height != image->height) {
         return fail_webp(VP8_STATUS_BITSTREAM_ERROR, reason, err); /* canvas and frame disagree */
     }
-    config.output.colorspace = MODE_RGB;
+    config.output.colorspace = mode;
     config.output.is_external_memory = 1;
-    config.output.u.RGBA.rgba = rgb;
-    config.output.u.RGBA.stride = (int)stride;
-    config.output.u.RGBA.size = stride * (size_t)image->height;
+    if (agglo_pixels_reserve(buffer, height, width * 3, reason, err) != AGGLO_OK) {
+        return err->status;
+    }
+    if (mode == MODE_YUV) {
+        config.output.u.YUVA = (WebPYUVABuffer){
+            .y = buffer->data,
+            .u = buffer->data + width * height,
+            .v = buffer->data + width * height + chroma_w * chroma_h,
+            .y_stride = (int)width,
+            .u_stride = (int)chroma_w,
+            .v_stride = (int)chroma_w,
+            .y_size = (size_t)(width * height),
+            .u_size = (size_t)(chroma_w * chroma_h),
+            .v_size = (size_t)(chroma_w * chroma_h),
+        };
+    } else {
+        config.output.u.RGBA.rgba = buffer->data;
+        config.output.u.RGBA.stride = (int)width * 3;
+        config.output.u.RGBA.size = (size_t)(width * height) * 3;
+    }
+    if (box != NULL) {
+        config.options.use_cropping = 1;
+        config.options.crop_left = (int)box->x;
+        config.options.crop_top = (int)box->y;
+        config.options.crop_width = (int)box->w;
+        config.options.crop_height = (int)box->h;
+    }
     code = WebPDecode(encoded.data, encoded.size, &config);
     WebPFreeDecBuffer(&config.output);
     return code == VP8_STATUS_OK ? AGGLO_OK : fail_webp(code, reason, err);
+}
+
+/* Chroma is interpolated across the edges of the box: two pixels more on each side, from even ones on. */
+static void widen(uint32_t *at, uint32_t *n, uint64_t side)
+{
+    uint64_t to = (uint64_t)*at + *n + 2;
+
+    *at = *at > 2 ? (*at - 2) & ~1u : 0;
+    *n = (uint32_t)((to < side ? to : side) - *at);
+}
+
+agglo_status agglo_webp_read(agglo_bytes encoded, const agglo_stored_image *image, agglo_stored_region *region,
+                             agglo_pixel_buffer *buffer, agglo_reason *reason, agglo_err *err)
+{
+    agglo_stored_region box = *region;
+    agglo_status status;
+
+    if (image->animated) {
+        box = (agglo_stored_region){.w = (uint32_t)image->width, .h = (uint32_t)image->height};
+        status = agglo_pixels_reserve(buffer, box.h, (uint64_t)box.w * 3, reason, err);
+        status = status != AGGLO_OK
+                     ? status
+                     : first_frame((WebPData){encoded.data, encoded.size}, image, buffer->data, reason, err);
+    } else if (region->whole) {
+        status = still(encoded, image, NULL, MODE_RGB, buffer, reason, err);
+    } else {
+        if (image->lossy) {
+            widen(&box.x, &box.w, image->width);
+            widen(&box.y, &box.h, image->height);
+        }
+        status = still(encoded, image, &box, MODE_RGB, buffer, reason, err);
+    }
+    region->stride = (size_t)box.w * 3;
+    region->rgb = buffer->data == NULL
+                      ? NULL
+                      : buffer->data + (region->y - box.y) * region->stride + (size_t)(region->x - box.x) * 3;
+    return status;
+}
+
+agglo_status agglo_webp_verify(agglo_bytes encoded, const agglo_stored_image *image, agglo_pixel_buffer *buffer,
+                               agglo_reason *reason, agglo_err *err)
+{
+    if (image->animated) {
+        agglo_status status = agglo_pixels_reserve(buffer, image->height, image->width * 3, reason, err);
+
+        return status != AGGLO_OK
+                   ? status
+                   : first_frame((WebPData){encoded.data, encoded.size}, image, buffer->data, reason, err);
+    }
+    return still(encoded, image, NULL, image->lossy ? MODE_YUV : MODE_RGB, buffer, reason, err);
 }

@@ -170,7 +170,6 @@ static agglo_status work(void *context, void *slot, int worker, agglo_err *err)
     const agglo_ingest_options *options = in->options;
     const agglo_out_member *cls;
     agglo_image_info info = {0};
-    agglo_image image;
     agglo_reason reason = NULL;
     agglo_err bad = {0};
     agglo_bytes encoded;
@@ -184,7 +183,7 @@ static agglo_status work(void *context, void *slot, int worker, agglo_err *err)
         return AGGLO_OK;
     }
     encoded = j->out[j->image].data;
-    if (agglo_image_probe(encoded, &options->decode, &info, &reason, &bad) != AGGLO_OK) {
+    if (agglo_decoder_probe(in->decoders[worker], encoded, &info, &reason, &bad) != AGGLO_OK) {
         reject(j, reason != NULL ? reason : "corrupt", bad.why);
         return AGGLO_OK;
     }
@@ -200,7 +199,7 @@ static agglo_status work(void *context, void *slot, int worker, agglo_err *err)
         j->reason = "bad_aspect";
         return AGGLO_OK;
     }
-    if (!options->header_only && agglo_decode(in->decoders[worker], encoded, &image, &reason, &bad) != AGGLO_OK) {
+    if (!options->header_only && agglo_image_verify(in->decoders[worker], encoded, &reason, &bad) != AGGLO_OK) {
         reject(j, reason != NULL ? reason : "corrupt", bad.why);
         return AGGLO_OK;
     }
