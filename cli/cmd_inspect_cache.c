@@ -275,8 +275,8 @@ static agglo_status write_png(const agglo_dataset *dataset, uint32_t shard, uint
     pixels[0] = agglo_alloc((size_t)SIDE * SIDE, 3, err);
     if (pixels[0] == NULL || agglo_dataset_sample(dataset, shard, ordinal, &sample, err) != AGGLO_OK ||
         agglo_renderer_new(&renderer, &decode, err) != AGGLO_OK ||
-        agglo_render_views(renderer, sample.image, sample.width, sample.height, &view, 1, AGGLO_VIEW_FILTER, SIDE, SIDE,
-                           pixels[0], err) != AGGLO_OK) {
+        agglo_render_views(renderer, sample.image, sample.width, sample.height, &view, 1, AGGLO_VIEW_EXACT,
+                           AGGLO_VIEW_FILTER, SIDE, SIDE, pixels[0], err) != AGGLO_OK) {
         goto done;
     }
     tiles[n_tiles++] = (agglo_tile){pixels[0], SIDE, SIDE};

@@ -201,7 +201,8 @@ static agglo_status add_views(json_t *object, agglo_renderer *renderer, const ag
         agglo_view_draw(group, sample->uid, (int)view_index, sample->width, sample->height, &view);
         pixels = agglo_alloc((size_t)side * (size_t)side, 3, err);
         if (pixels == NULL || agglo_render_views(renderer, sample->image, sample->width, sample->height, &view, 1,
-                                                 AGGLO_VIEW_FILTER, side, side, pixels, err) != AGGLO_OK) {
+                                                 (agglo_view_decode)group->decode, AGGLO_VIEW_FILTER, side, side,
+                                                 pixels, err) != AGGLO_OK) {
             break;
         }
         snprintf(hash, sizeof hash, "%016llx", (unsigned long long)agglo_pixel_hash(pixels, side, side));

@@ -1,6 +1,8 @@
 /* The renderer: decoder, resizer and the geometry between them. */
 #include "ingest/render.h"
 
+#include <limits.h>
+
 #include "base/hash.h"
 #include "ingest/resize.h"
 
@@ -74,50 +76,149 @@ static agglo_resize_source cut(const agglo_image *image, int x, int y, int w, in
     };
 }
 
+/* The pixels of one axis of a region that a box touches: the first, how many, and where in them the box begins and how long it is. */
+static void cut_axis(int at, int n, int origin, int reduce, int *first, int *count, double *box_at, double *box_n)
+{
+    int from = at - origin, to = from + n;
+
+    *first = from / reduce;
+    *count = (to + reduce - 1) / reduce - *first;
+    *box_at = (double)(from - *first * reduce) / (double)reduce; /* eighths: exact */
+    *box_n = (double)n / (double)reduce;
+}
+
+static agglo_resize_source cut_region(const agglo_region *region, const agglo_view *view)
+{
+    agglo_resize_source source = {.stride = region->stride};
+    size_t offset;
+    int x, y;
+
+    cut_axis(view->x, view->w, region->left, region->reduce, &x, &source.width, &source.box_x, &source.box_w);
+    cut_axis(view->y, view->h, region->top, region->reduce, &y, &source.height, &source.box_y, &source.box_h);
+    AGGLO_ASSERT(x >= 0 && y >= 0 && source.width <= region->width - x && source.height <= region->height - y);
+    offset = (size_t)y * source.stride + (size_t)x * 3;
+    source.rgb = region->rgb + offset;
+    source.readable = (size_t)(region->height - 1) * source.stride + (size_t)region->width * 3 + 64 - offset;
+    return source;
+}
+
+static bool lies_in(const agglo_view *view, int width, int height)
+{
+    return view->x >= 0 && view->y >= 0 && view->w >= 1 && view->h >= 1 && view->w <= width - view->x &&
+           view->h <= height - view->y;
+}
+
+static agglo_status fail_box(const agglo_view *view, int width, int height, agglo_err *err)
+{
+    return agglo_fail(err, AGGLO_E_MISMATCH, "the box %d,%d %dx%d does not lie in a picture of %dx%d", view->x, view->y,
+                      view->w, view->h, width, height);
+}
+
+static agglo_status resize_view(agglo_renderer *renderer, const agglo_resize_source *source, bool flip,
+                                agglo_filter filter, int out_w, int out_h, uint8_t *pixels, agglo_err *err)
+{
+    if (agglo_resize(renderer->resizer, source, filter, out_w, out_h, (agglo_resize_window){0, 0, out_w, out_h}, pixels,
+                     (size_t)out_w * 3, err) != AGGLO_OK) {
+        return err->status;
+    }
+    if (flip) {
+        mirror_rows(pixels, out_w, out_h);
+    }
+    return AGGLO_OK;
+}
+
 agglo_status agglo_render_image(agglo_renderer *renderer, const agglo_image *image, const agglo_view *view,
                                 agglo_filter filter, int out_w, int out_h, uint8_t *pixels, agglo_err *err)
 {
     agglo_resize_source source;
 
     AGGLO_ASSERT(out_w >= 1 && out_h >= 1);
-    if (view->x < 0 || view->y < 0 || view->w < 1 || view->h < 1 || view->w > image->width - view->x ||
-        view->h > image->height - view->y) {
-        agglo_fail(err, AGGLO_E_MISMATCH, "the box %d,%d %dx%d does not lie in a picture of %dx%d", view->x, view->y,
-                   view->w, view->h, image->width, image->height);
+    if (!lies_in(view, image->width, image->height)) {
+        fail_box(view, image->width, image->height, err);
         goto fail;
     }
     source = cut(image, view->x, view->y, view->w, view->h);
-    if (agglo_resize(renderer->resizer, &source, filter, out_w, out_h, (agglo_resize_window){0, 0, out_w, out_h},
-                     pixels, (size_t)out_w * 3, err) != AGGLO_OK) {
+    if (resize_view(renderer, &source, view->flip, filter, out_w, out_h, pixels, err) != AGGLO_OK) {
         goto fail;
-    }
-    if (view->flip) {
-        mirror_rows(pixels, out_w, out_h);
     }
     return AGGLO_OK;
 fail:
     return agglo_doing(err, "cannot render view");
 }
 
-agglo_status agglo_render_views(agglo_renderer *renderer, agglo_bytes encoded, int width, int height,
-                                const agglo_view *views, int n_views, agglo_filter filter, int out_w, int out_h,
-                                uint8_t *pixels, agglo_err *err)
+int agglo_render_reduce(const agglo_view *view, agglo_view_decode decode, int out_w, int out_h)
 {
-    agglo_image image;
+    int reduce = 1;
 
-    if (agglo_decode(renderer->decoder, encoded, &image, NULL, err) != AGGLO_OK) {
-        return agglo_doing(err, "cannot render views");
+    while (decode == AGGLO_VIEW_SCALED && reduce < 8 && view->w / (2 * reduce) >= out_w &&
+           view->h / (2 * reduce) >= out_h) {
+        reduce *= 2;
     }
-    if (image.width != width || image.height != height) {
-        agglo_fail(err, AGGLO_E_MISMATCH, "the picture is %dx%d, its views were drawn for %dx%d", image.width,
-                   image.height, width, height);
-        return agglo_doing(err, "cannot render views");
+    return reduce;
+}
+
+agglo_status agglo_render_views(agglo_renderer *renderer, agglo_bytes encoded, int width, int height,
+                                const agglo_view *views, int n_views, agglo_view_decode decode, agglo_filter filter,
+                                int out_w, int out_h, uint8_t *pixels, agglo_err *err)
+{
+    const size_t n_pixels = (size_t)out_w * (size_t)out_h * 3;
+
+    AGGLO_ASSERT(out_w >= 1 && out_h >= 1 && n_views >= 1);
+    if (agglo_image_format_of(encoded) != AGGLO_IMAGE_JPEG) {
+        decode = AGGLO_VIEW_EXACT; /* nothing else is to be had, and all views come from one decoding */
     }
     for (int i = 0; i < n_views; i++) {
-        uint8_t *out = pixels + (size_t)i * (size_t)out_w * (size_t)out_h * 3;
+        agglo_image_info info;
 
-        if (agglo_render_image(renderer, &image, &views[i], filter, out_w, out_h, out, err) != AGGLO_OK) {
+        if (!lies_in(&views[i], width,
+                     height)) { /* the picture's size, if that is what is wrong, is the better message */
+            if (agglo_decoder_probe(renderer->decoder, encoded, &info, NULL, err) != AGGLO_OK) {
+                return agglo_doing(err, "cannot render views");
+            }
+            if (info.width != width || info.height != height) {
+                agglo_fail(err, AGGLO_E_MISMATCH, "the picture is %dx%d, its views were drawn for %dx%d", info.width,
+                           info.height, width, height);
+                return agglo_doing(err, "cannot render views");
+            }
+            fail_box(&views[i], width, height, err);
+            agglo_doing(err, "cannot render views");
             return agglo_at(err, "view %d", i);
+        }
+    }
+    for (int reduce = 1; reduce <= 8; reduce *= 2) {
+        int left = INT_MAX, top = INT_MAX, right = 0, bottom = 0;
+        agglo_region region;
+
+        for (int i = 0; i < n_views; i++) {
+            const agglo_view *v = &views[i];
+
+            if (agglo_render_reduce(v, decode, out_w, out_h) == reduce) {
+                left = v->x < left ? v->x : left;
+                top = v->y < top ? v->y : top;
+                right = v->x + v->w > right ? v->x + v->w : right;
+                bottom = v->y + v->h > bottom ? v->y + v->h : bottom;
+            }
+        }
+        if (right == 0) {
+            continue;
+        }
+        if (agglo_decode_region(renderer->decoder, encoded, width, height,
+                                &(agglo_box){left, top, right - left, bottom - top}, reduce, &region, NULL,
+                                err) != AGGLO_OK) {
+            return agglo_doing(err, "cannot render views");
+        }
+        for (int i = 0; i < n_views; i++) {
+            agglo_resize_source source;
+
+            if (agglo_render_reduce(&views[i], decode, out_w, out_h) != reduce) {
+                continue;
+            }
+            source = cut_region(&region, &views[i]);
+            if (resize_view(renderer, &source, views[i].flip, filter, out_w, out_h, pixels + (size_t)i * n_pixels,
+                            err) != AGGLO_OK) {
+                agglo_doing(err, "cannot render views");
+                return agglo_at(err, "view %d", i);
+            }
         }
     }
     return AGGLO_OK;

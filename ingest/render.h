@@ -2,7 +2,14 @@
  * size their pixels are bit-identical.
  *
  * Crop first, then resize as Pillow does it (spec data.md sections 5 and 6): two separable passes, horizontal first, antialiased, 22-bit
- * fixed-point weights, rounded to u8 after each pass; then the flip. The result depends on picture, box, flip and size only.
+ * fixed-point weights, rounded to u8 after each pass; then the flip. The result depends on picture, box, flip, size and agglo_view_decode
+ * only.
+ *
+ * Only the pixels of the boxes are decoded. AGGLO_VIEW_EXACT gives Pillow's pixels bit for bit, and so does AGGLO_VIEW_SCALED unless the
+ * picture is a JPEG and its box at least twice the result in both directions: then the largest reduction by 2, 4 or 8 that leaves no
+ * side of the box smaller than the result is left to libjpeg's scaled inverse DCT, and the box is resized from there, its edges where
+ * they fall within the reduced pixels. That differs from exact pixels by AGGLO_SCALED_MEAN levels on average and AGGLO_SCALED_P999 at
+ * the 99.9th percentile at most, over photographs (a test holds it; measured: 1.12, 1.27, 1.52 and 15, 15, 18 for 1/2, 1/4, 1/8).
  */
 #ifndef AGGLO_INGEST_RENDER_H
 #define AGGLO_INGEST_RENDER_H
@@ -18,16 +25,25 @@ extern "C" {
 /* Views are resampled bicubically, whoever asks: teachers and students must see the same pixels. (Whole pictures follow their model.) */
 #define AGGLO_VIEW_FILTER AGGLO_BICUBIC
 
+/* Of 255 levels. */
+#define AGGLO_SCALED_MEAN 1.75
+#define AGGLO_SCALED_P999 20
+
 typedef struct agglo_renderer agglo_renderer; /* decoder + scratch; one per thread */
 
 agglo_status agglo_renderer_new(agglo_renderer **out, const agglo_decode_options *options, agglo_err *err);
 void agglo_renderer_free(agglo_renderer *renderer);
 
-/* Decode `encoded` and render each of n_views views at out_w x out_h: pixels[n_views][out_h][out_w][3]. The picture must have the size
- * width x height that the boxes were drawn for (AGGLO_E_MISMATCH otherwise). */
+/* Render each of n_views views of `encoded` at out_w x out_h: pixels[n_views][out_h][out_w][3]. The picture must have the size width x
+ * height that the boxes were drawn for, and the boxes lie in it (AGGLO_E_MISMATCH otherwise). It is decoded once for all views of one
+ * reduction, over the smallest box around them; each view's pixels are those that it has alone. Damage that no view needs to read
+ * may go unnoticed. */
 agglo_status agglo_render_views(agglo_renderer *renderer, agglo_bytes encoded, int width, int height,
-                                const agglo_view *views, int n_views, agglo_filter filter, int out_w, int out_h,
-                                uint8_t *pixels, agglo_err *err);
+                                const agglo_view *views, int n_views, agglo_view_decode decode, agglo_filter filter,
+                                int out_w, int out_h, uint8_t *pixels, agglo_err *err);
+
+/* The reduction (1, 2, 4 or 8) at which a JPEG is decoded for a view of out_w x out_h. */
+int agglo_render_reduce(const agglo_view *view, agglo_view_decode decode, int out_w, int out_h);
 
 /* Decode and prepare a whole picture for a model: size x size x 3 (spec teachers.md; fit and filter from `pre`).
  * Padding (AGGLO_FIT_PAD) must be 0 after normalisation; pixels are u8, so it is the mean colour rounded to a level: off by at most

@@ -14,12 +14,14 @@
 extern "C" {
 #endif
 
-/* What to read: rgb[height][stride], 3 bytes a pixel; borrowed. */
+/* What to read: rgb[height][stride], 3 bytes a pixel; borrowed. The box is what becomes the result: Pillow's `box` argument, in pixels,
+ * edges anywhere inside the source. A pixel that the box cuts counts whole; what lies outside the source counts for nothing. */
 typedef struct agglo_resize_source {
     const uint8_t *rgb;
     int width, height;
     size_t stride;   /* bytes from row to row */
     size_t readable; /* bytes that may be read from `rgb` on: (height - 1) * stride + width * 3 at least */
+    double box_x, box_y, box_w, box_h; /* box_w or box_h 0: the whole source along that axis */
 } agglo_resize_source;
 
 /* The part of the out_w x out_h result that is wanted; nothing else is computed. */

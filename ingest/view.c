@@ -112,6 +112,7 @@ agglo_view_config agglo_view_config_default(void)
         .scale = {0.08, 1.0},
         .ratio = {3.0 / 4.0, 4.0 / 3.0},
         .flip = 0.0,
+        .decode = AGGLO_VIEW_SCALED,
     };
 }
 
@@ -176,9 +177,9 @@ int agglo_view_of_epoch(const agglo_view_config *config, const uint8_t uid[16], 
 
 void agglo_view_fingerprint(const agglo_view_config *config, char out[33])
 {
-    static const char version[] = "agglo view 1"; /* of the algorithm: raise it when a box could change */
+    static const char version[] = "agglo view 2"; /* of the algorithm: raise it when a box or its pixels could change */
     const double numbers[5] = {config->scale[0], config->scale[1], config->ratio[0], config->ratio[1], config->flip};
-    uint8_t text[sizeof version + 8 + 8 * AGGLO_COUNT(numbers) + AGGLO_GROUP_NAME_MAX];
+    uint8_t text[sizeof version + 9 + 8 * AGGLO_COUNT(numbers) + AGGLO_GROUP_NAME_MAX];
     size_t n = sizeof version, n_group = strnlen(config->group, AGGLO_GROUP_NAME_MAX);
 
     memcpy(text, version, n);
@@ -190,6 +191,7 @@ void agglo_view_fingerprint(const agglo_view_config *config, char out[33])
         memcpy(&bits, &numbers[i], sizeof bits);
         agglo_put_le64(text + n, bits);
     }
+    text[n++] = (uint8_t)config->decode;
     memcpy(text + n, config->group, n_group);
     agglo_hex(agglo_xxh3_128(text, n + n_group).bytes, 16, out);
 }

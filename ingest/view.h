@@ -17,6 +17,12 @@ extern "C" {
 
 #define AGGLO_GROUP_NAME_MAX 32
 
+/* How a JPEG is decoded for a view. No part of the boxes, but of the pixels, so of the fingerprint. */
+typedef enum agglo_view_decode {
+    AGGLO_VIEW_SCALED, /* at the smallest DCT scale that is no smaller than the result */
+    AGGLO_VIEW_EXACT,  /* at full size */
+} agglo_view_decode;
+
 typedef struct agglo_view_config {
     char group[AGGLO_GROUP_NAME_MAX]; /* [a-z0-9_]+, "main" unless a recipe has several */
     uint64_t seed;
@@ -24,6 +30,7 @@ typedef struct agglo_view_config {
     double scale[2]; /* of the area, 0 < lo <= hi <= 1 */
     double ratio[2]; /* width / height, 0 < lo <= hi */
     double flip;     /* probability */
+    int decode;      /* agglo_view_decode */
 } agglo_view_config;
 
 /* In the upright image, integer pixels. The flip mirrors the crop left to right after it is cut. */
@@ -32,7 +39,7 @@ typedef struct agglo_view {
     bool flip;
 } agglo_view;
 
-/* group main, seed 0, count 4, scale 0.08..1, ratio 3/4..4/3, flip 0. */
+/* group main, seed 0, count 4, scale 0.08..1, ratio 3/4..4/3, flip 0, scaled. */
 agglo_view_config agglo_view_config_default(void);
 
 /* View `index` of the picture `uid` of upright size width x height (both >= 1). */
@@ -42,7 +49,7 @@ void agglo_view_draw(const agglo_view_config *config, const uint8_t uid[16], int
 /* The view that a student takes in `epoch`: (xxh3-64(uid) + epoch) mod count. */
 int agglo_view_of_epoch(const agglo_view_config *config, const uint8_t uid[16], uint64_t epoch);
 
-/* Hash of all that decides boxes (not the count: views may be added), hex into out[33]. */
+/* Hash of all that decides boxes and their pixels (not the count: views may be added), hex into out[33]. */
 void agglo_view_fingerprint(const agglo_view_config *config, char out[33]);
 
 #ifdef __cplusplus

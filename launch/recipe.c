@@ -93,11 +93,14 @@ done:
 
 /* ---- views ---- */
 
+static const char *const decode_choices[] = {"scaled", "exact", NULL}; /* agglo_view_decode */
+
 static const agglo_field view_fields[] = {
     {"seed", AGGLO_FIELD_INT, offsetof(agglo_view_config, seed), 0, 0x1p62, NULL, NULL, false},
     {"scale", AGGLO_FIELD_RANGE, offsetof(agglo_view_config, scale), 1e-4, 1, NULL, NULL, false},
     {"ratio", AGGLO_FIELD_RANGE, offsetof(agglo_view_config, ratio), 0.01, 100, NULL, NULL, false},
     {"flip", AGGLO_FIELD_DOUBLE, offsetof(agglo_view_config, flip), 0, 1, NULL, NULL, false},
+    {"decode", AGGLO_FIELD_CHOICE, offsetof(agglo_view_config, decode), 0, 0, decode_choices, NULL, false},
 };
 
 static agglo_status read_count(const agglo_yaml *node, void *field, void *context, agglo_err *err)

@@ -174,8 +174,9 @@ static agglo_status check_pixels(agglo_feed *feed, worker *w, job *j, const aggl
             w->pixels = grown;
             w->pixels_capacity = n_bytes;
         }
-        if (agglo_render_views(w->renderer, sample->image, sample->width, sample->height, view, 1, feed->config.filter,
-                               info->input_w, info->input_h, w->pixels, err) != AGGLO_OK) {
+        if (agglo_render_views(w->renderer, sample->image, sample->width, sample->height, view, 1,
+                               (agglo_view_decode)feed->config.views.decode, feed->config.filter, info->input_w,
+                               info->input_h, w->pixels, err) != AGGLO_OK) {
             return err->status;
         }
         pixels = w->pixels;
@@ -263,8 +264,9 @@ static agglo_status fetch(agglo_feed *feed, worker *w, job *j, agglo_err *err)
         j->key = sample.key;
         view_index = place->view >= 0 ? place->view : agglo_view_of_epoch(&config->views, sample.uid, place->epoch);
         agglo_view_draw(&config->views, sample.uid, view_index, sample.width, sample.height, &view);
-        status = agglo_render_views(w->renderer, sample.image, sample.width, sample.height, &view, 1, config->filter,
-                                    config->size, config->size, pixels_of(j->slot, j->index), err);
+        status = agglo_render_views(w->renderer, sample.image, sample.width, sample.height, &view, 1,
+                                    (agglo_view_decode)config->views.decode, config->filter, config->size, config->size,
+                                    pixels_of(j->slot, j->index), err);
         if (status == AGGLO_E_MISMATCH) { /* another size than in the index: the shard is damaged here */
             status = err->status = AGGLO_E_DATA;
         }

@@ -114,8 +114,9 @@ static agglo_status prepare(const agglo_teach_options *options, const agglo_enco
         snprintf(groups[i].name, sizeof groups[i].name, "%s", v->group);
         agglo_view_fingerprint(v, groups[i].fingerprint);
         /* not the count: views may be added */
-        groups[i].parameters = json_pack("{s:I, s:[f,f], s:[f,f], s:f}", "seed", (json_int_t)v->seed, "scale",
-                                         v->scale[0], v->scale[1], "ratio", v->ratio[0], v->ratio[1], "flip", v->flip);
+        groups[i].parameters = json_pack("{s:I, s:[f,f], s:[f,f], s:f, s:s}", "seed", (json_int_t)v->seed, "scale",
+                                         v->scale[0], v->scale[1], "ratio", v->ratio[0], v->ratio[1], "flip", v->flip,
+                                         "decode", v->decode == AGGLO_VIEW_EXACT ? "exact" : "scaled");
         if (groups[i].parameters == NULL) {
             agglo_fail(err, AGGLO_E_MEMORY, "out of memory");
             goto done;

@@ -101,7 +101,8 @@ static agglo_status render(void *context, void *at, int worker, agglo_err *err)
         agglo_view_draw(r->group, s->sample.uid, r->view_first + v, s->sample.width, s->sample.height, &s->views[v]);
     }
     status = agglo_render_views(r->renderers[worker], s->sample.image, s->sample.width, s->sample.height, s->views,
-                                r->n_views, r->filter, r->size, r->size, s->pixels, err);
+                                r->n_views, (agglo_view_decode)r->group->decode, r->filter, r->size, r->size, s->pixels,
+                                err);
     if (status != AGGLO_OK) {
         s->is_sample_fault = is_sample_fault(status);
         if (s->is_sample_fault) {

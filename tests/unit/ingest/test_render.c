@@ -4,6 +4,7 @@
 #include "ingest/render.h"
 #include "ingest/resize.h"
 #include "tests/support/support.h"
+#include "tests/unit/ingest/pictures.h"
 
 #include <unistd.h>
 
@@ -112,6 +113,57 @@ static void pillow_whole_pictures(void **state)
     agglo_renderer_free(renderer);
 }
 
+/* Pillow's `box`: edges within pixels. */
+static void pillow_boxes(void **state)
+{
+    agglo_resizer *resizers[2] = {NULL};
+    agglo_err err = {0};
+    char *file = NULL;
+    size_t n_bytes = 0, at = 0;
+    int n = 0;
+
+    (void)state;
+    assert_ok(agglo_resizer_new(&resizers[0], &err));
+    assert_ok(agglo_resizer_new(&resizers[1], &err));
+    agglo_resizer_portable(resizers[1], true);
+    assert_ok(agglo_file_read(test_fixture("render/boxes.bin"), 1 << 20, &file, &n_bytes, &err));
+    for (; at < n_bytes; n++) {
+        uint8_t rgb[40 * 40 * 3], pixels[24 * 24 * 3];
+        agglo_resize_source source;
+        uint32_t field[11];
+        int out_w, out_h;
+
+        for (int i = 0; i < 11; i++) {
+            field[i] = agglo_le32(file + at + (size_t)i * 4);
+        }
+        at += sizeof field;
+        out_w = (int)field[9];
+        out_h = (int)field[10];
+        source = (agglo_resize_source){rgb,
+                                       (int)field[2],
+                                       (int)field[3],
+                                       (size_t)field[2] * 3,
+                                       (size_t)field[2] * field[3] * 3,
+                                       field[4] / 8.0,
+                                       field[5] / 8.0,
+                                       field[6] / 8.0,
+                                       field[7] / 8.0};
+        fill_picture(rgb, field[0], field[1], source.width, source.height);
+        for (int i = 0; i < 2; i++) {
+            assert_ok(agglo_resize(resizers[i], &source, field[8] == 0 ? AGGLO_BICUBIC : AGGLO_BILINEAR, out_w, out_h,
+                                   (agglo_resize_window){0, 0, out_w, out_h}, pixels, (size_t)out_w * 3, &err));
+            if (memcmp(pixels, file + at, (size_t)(out_w * out_h * 3)) != 0) {
+                fail_msg("case %d differs: %dx%d to %dx%d", n, source.width, source.height, out_w, out_h);
+            }
+        }
+        at += (size_t)(out_w * out_h * 3);
+    }
+    assert_int_equal(n, 48);
+    agglo_free(file);
+    agglo_resizer_free(resizers[0]);
+    agglo_resizer_free(resizers[1]);
+}
+
 /* The numbers of spec data.md section 6, on the 8 x 8 ramp 3 * (8 * row + column). */
 static void published_ramp(void **state)
 {
@@ -166,8 +218,17 @@ static void paths_and_windows_agree(void **state)
         agglo_resize_window all = {0, 0, out_w, out_h}, part;
         size_t n_in = (size_t)(width * height * 3), n_out = (size_t)(out_w * out_h * 3);
         uint8_t *in = malloc(n_in), *a = malloc(n_out), *b = malloc(n_out), *c;
-        agglo_resize_source source = {in, width, height, (size_t)width * 3, n_in};
+        agglo_resize_source source = {
+            .rgb = in, .width = width, .height = height, .stride = (size_t)width * 3, .readable = n_in};
 
+        if (i % 3 == 0) { /* a box with edges within the outer pixels */
+            source.box_x = (double)(test_random_u32(&random) % 8) / 8.0;
+            source.box_w =
+                (double)width - source.box_x - (width > 1 ? (double)(test_random_u32(&random) % 8) / 8.0 : 0);
+            source.box_y = (double)(test_random_u32(&random) % 8) / 8.0;
+            source.box_h =
+                (double)height - source.box_y - (height > 1 ? (double)(test_random_u32(&random) % 8) / 8.0 : 0);
+        }
         test_random_bytes(&random, in, n_in);
         assert_ok(agglo_resize(fast, &source, filter, out_w, out_h, all, a, (size_t)out_w * 3, &err));
         assert_ok(agglo_resize(plain, &source, filter, out_w, out_h, all, b, (size_t)out_w * 3, &err));
@@ -237,20 +298,78 @@ static void views_of_encoded_pictures(void **state)
 
     (void)state;
     fill_picture(rgb, 0, 5, 60, 45);
-    assert_ok(agglo_render_views(renderer, encoded, 60, 45, views, 3, AGGLO_BICUBIC, 16, 16, pixels[0], &err));
+    assert_ok(agglo_render_views(renderer, encoded, 60, 45, views, 3, AGGLO_VIEW_SCALED, AGGLO_BICUBIC, 16, 16,
+                                 pixels[0], &err));
     for (int i = 0; i < 3; i++) {
         assert_ok(agglo_render_image(renderer, &image, &views[i], AGGLO_BICUBIC, 16, 16, one, &err));
         assert_memory_equal(one, pixels[i], sizeof one);
     }
-    assert_fails(agglo_render_views(renderer, encoded, 45, 60, views, 3, AGGLO_BICUBIC, 16, 16, pixels[0], &err),
+    assert_fails(agglo_render_views(renderer, encoded, 45, 60, views, 3, AGGLO_VIEW_SCALED, AGGLO_BICUBIC, 16, 16,
+                                    pixels[0], &err),
                  AGGLO_E_MISMATCH, "the picture is 60x45");
-    assert_fails(agglo_render_views(renderer, (agglo_bytes){encoded.data, n_bytes / 2}, 60, 45, views, 3, AGGLO_BICUBIC,
-                                    16, 16, pixels[0], &err),
+    assert_fails(agglo_render_views(renderer, (agglo_bytes){encoded.data, n_bytes / 2}, 60, 45, views, 3,
+                                    AGGLO_VIEW_SCALED, AGGLO_BICUBIC, 16, 16, pixels[0], &err),
                  AGGLO_E_DATA, "cannot decode picture");
     assert_int_not_equal(agglo_pixel_hash(pixels[0], 16, 16), agglo_pixel_hash(pixels[1], 16, 16));
     assert_int_not_equal(agglo_pixel_hash(pixels[0], 16, 16), agglo_pixel_hash(pixels[0], 8, 32));
     agglo_renderer_free(renderer);
     agglo_free(png);
+}
+
+/* Several views of one JPEG, of different reductions, flipped or not, turned or not: each as it is alone. */
+static void views_together_are_views_alone(void **state)
+{
+    static const agglo_view views[] = {{0, 0, 403, 301, false},    {7, 3, 390, 290, true},  {100, 50, 64, 40, false},
+                                       {201, 111, 130, 140, true}, {1, 0, 70, 300, false},  {330, 230, 73, 71, false},
+                                       {13, 9, 255, 255, false},   {402, 300, 1, 1, false}, {45, 17, 128, 129, true}};
+    enum { N = (int)AGGLO_COUNT(views), SIDE = 32 };
+    static uint8_t together[N][SIDE * SIDE * 3], alone[SIDE * SIDE * 3];
+    agglo_renderer *renderer = renderer_new();
+    agglo_err err = {0};
+    unsigned seen = 0;
+
+    (void)state;
+    for (int orientation = 1; orientation <= 8; orientation++) {
+        bool turned = orientation >= 5;
+        const test_jpeg what = {.width = turned ? 301 : 403,
+                                .height = turned ? 403 : 301,
+                                .components = 3,
+                                .h = {2, 1, 1},
+                                .v = {2, 1, 1},
+                                .orientation = orientation};
+        agglo_bytes jpeg = test_jpeg_make(&what);
+        agglo_image image;
+
+        for (int decode = AGGLO_VIEW_SCALED; decode <= AGGLO_VIEW_EXACT; decode++) {
+            assert_ok(agglo_render_views(renderer, jpeg, 403, 301, views, N, (agglo_view_decode)decode, AGGLO_BICUBIC,
+                                         SIDE, SIDE, together[0], &err));
+            for (int i = 0; i < N; i++) {
+                assert_ok(agglo_render_views(renderer, jpeg, 403, 301, &views[i], 1, (agglo_view_decode)decode,
+                                             AGGLO_BICUBIC, SIDE, SIDE, alone, &err));
+                assert_memory_equal(together[i], alone, sizeof alone);
+                seen |= (unsigned)agglo_render_reduce(&views[i], (agglo_view_decode)decode, SIDE, SIDE);
+            }
+        }
+        /* exact is a cut from the whole picture */
+        assert_ok(agglo_render_decode(renderer, jpeg, &image, NULL, &err));
+        for (int i = 0; i < N; i++) {
+            assert_ok(agglo_render_image(renderer, &image, &views[i], AGGLO_BICUBIC, SIDE, SIDE, alone, &err));
+            assert_memory_equal(together[i], alone, sizeof alone);
+        }
+        free((void *)jpeg.data);
+    }
+    assert_int_equal(seen, 1 | 2 | 4 | 8);
+    agglo_renderer_free(renderer);
+}
+
+static void reductions(void **state)
+{
+    (void)state;
+    assert_int_equal(agglo_render_reduce(&(agglo_view){0, 0, 447, 900, false}, AGGLO_VIEW_SCALED, 224, 224), 1);
+    assert_int_equal(agglo_render_reduce(&(agglo_view){0, 0, 448, 448, false}, AGGLO_VIEW_SCALED, 224, 224), 2);
+    assert_int_equal(agglo_render_reduce(&(agglo_view){0, 0, 448, 448, false}, AGGLO_VIEW_EXACT, 224, 224), 1);
+    assert_int_equal(agglo_render_reduce(&(agglo_view){0, 0, 896, 2000, false}, AGGLO_VIEW_SCALED, 224, 224), 4);
+    assert_int_equal(agglo_render_reduce(&(agglo_view){0, 0, 9000, 9000, false}, AGGLO_VIEW_SCALED, 224, 224), 8);
 }
 
 static void allocates_nothing_when_warm(void **state)
@@ -371,8 +490,8 @@ static void photographs(void **state)
         if (strcmp(agglo_hex(sha.bytes, 32, hex), want_whole) != 0) {
             fail_msg("%s decodes to other pixels than Pillow's", member);
         }
-        assert_ok(
-            agglo_render_views(renderer, encoded, width, height, &view, 1, AGGLO_BICUBIC, 224, 224, pixels, &err));
+        assert_ok(agglo_render_views(renderer, encoded, width, height, &view, 1, AGGLO_VIEW_EXACT, AGGLO_BICUBIC, 224,
+                                     224, pixels, &err));
         assert_ok(agglo_sha256_of(pixels, sizeof pixels, &sha, &err));
         if (strcmp(agglo_hex(sha.bytes, 32, hex), want_view) != 0) {
             fail_msg("%s renders to other pixels than Pillow's", member);
@@ -382,6 +501,83 @@ static void photographs(void **state)
     }
     assert_int_equal(n, 41);
     fclose(file);
+    agglo_renderer_free(renderer);
+}
+
+static double quantile(const int64_t counts[256], double q)
+{
+    int64_t total = 0, below = 0;
+    int level = 0;
+
+    for (int i = 0; i < 256; i++) {
+        total += counts[i];
+    }
+    while ((double)(below + counts[level]) < q * (double)total) {
+        below += counts[level++];
+    }
+    return level;
+}
+
+/* What render.h promises of AGGLO_VIEW_SCALED, over the photographs: whole pictures and boxes, at sizes that reduce them by 2, 4 and 8. */
+static void scaled_is_near_exact(void **state)
+{
+    static const int sides[] = {128, 64, 32};
+    agglo_renderer *renderer;
+    agglo_err err = {0};
+
+    (void)state;
+    if (test_shared("shards/00000000.tar") == NULL) {
+        print_message("the folder of real pictures is not there\n");
+        skip();
+    }
+    renderer = renderer_new();
+    for (size_t k = 0; k < AGGLO_COUNT(sides); k++) {
+        static uint8_t exact[128 * 128 * 3], scaled[128 * 128 * 3];
+        int64_t counts[256] = {0}, sum = 0, n = 0;
+        int side = sides[k], n_views = 0;
+
+        for (int shard = 0; shard < 8; shard++) {
+            char path[64];
+            agglo_mapping tar;
+
+            snprintf(path, sizeof path, "shards/%08d.tar", shard);
+            assert_ok(agglo_map_file(test_shared(path), &tar, &err));
+            for (size_t at = 0; at + 512 <= tar.size && tar.data[at] != 0;) {
+                size_t size = strtoul((const char *)tar.data + at + 124, NULL, 8);
+                agglo_bytes encoded = {tar.data + at + 512, size};
+                agglo_image image;
+                agglo_view view;
+
+                at += 512 + (size + 511) / 512 * 512;
+                if (agglo_image_format_of(encoded) != AGGLO_IMAGE_JPEG ||
+                    agglo_render_decode(renderer, encoded, &image, NULL, &err) != AGGLO_OK) {
+                    agglo_err_clear(&err);
+                    continue;
+                }
+                view = (agglo_view){image.width / 37, image.height / 41, image.width - image.width / 19,
+                                    image.height - image.height / 23, false};
+                if (agglo_render_reduce(&view, AGGLO_VIEW_SCALED, side, side) != 256 / side) {
+                    continue;
+                }
+                assert_ok(agglo_render_image(renderer, &image, &view, AGGLO_BICUBIC, side, side, exact, &err));
+                assert_ok(agglo_render_views(renderer, encoded, image.width, image.height, &view, 1, AGGLO_VIEW_SCALED,
+                                             AGGLO_BICUBIC, side, side, scaled, &err));
+                for (int i = 0; i < side * side * 3; i++, n++) {
+                    int d = exact[i] > scaled[i] ? exact[i] - scaled[i] : scaled[i] - exact[i];
+
+                    counts[d]++;
+                    sum += d;
+                }
+                n_views++;
+            }
+            agglo_unmap(&tar);
+        }
+        print_message("1/%d: %d views, mean difference %.3f, 99.9th percentile %.0f\n", 256 / side, n_views,
+                      (double)sum / (double)n, quantile(counts, 0.999));
+        assert_true(n_views > 100);
+        assert_true((double)sum / (double)n <= AGGLO_SCALED_MEAN);
+        assert_true(quantile(counts, 0.999) <= AGGLO_SCALED_P999);
+    }
     agglo_renderer_free(renderer);
 }
 
@@ -397,6 +593,10 @@ int main(void)
         cmocka_unit_test(allocates_nothing_when_warm),
         cmocka_unit_test(failing_allocations),
         cmocka_unit_test(photographs),
+        cmocka_unit_test(pillow_boxes),
+        cmocka_unit_test(views_together_are_views_alone),
+        cmocka_unit_test(reductions),
+        cmocka_unit_test(scaled_is_near_exact),
     };
 
     return test_run("render", tests);

@@ -131,8 +131,9 @@ static void every_argument_counts(void **state)
     other.count = 9; /* views may be added */
     agglo_view_fingerprint(&other, changed);
     assert_string_equal(fingerprint, changed);
-    for (int i = 0; i < 7; i++) {
+    for (int i = 0; i < 8; i++) {
         other = config;
+        other.decode = i == 7 ? AGGLO_VIEW_EXACT : AGGLO_VIEW_SCALED;
         other.seed += i == 0;
         strcpy(other.group, i == 1 ? "mains" : "main");
         other.scale[0] += i == 2 ? 0.01 : 0.0;

@@ -60,7 +60,7 @@ static void test_everything(void **state)
         "cache: c\n"
         "val_cache: cv\n"
         "seed: 7\n"
-        "views: {main: {count: 2, flip: 0.5}, wide: {seed: 9, scale: [0.5, 0.9], ratio: [0.5, 2]}}\n"
+        "views: {main: {count: 2, flip: 0.5}, wide: {seed: 9, decode: exact, scale: [0.5, 0.9], ratio: [0.5, 2]}}\n"
         "teachers:\n"
         "  - {name: clip, weights: w, size: 32, batch: 4, codec: fp32, cosine: 0.95,\n"
         "     summary_weight: 0.5, spatial_weight: 2, summary: preproj, spatial_norm: false}\n"
@@ -127,6 +127,7 @@ static void test_mistakes(void **state)
         {MINIMAL "seed: -1\n", "recipe.yaml:7"},
         {MINIMAL "seed: many\n", "seed"},
         {MINIMAL "views: 3\n", "views takes a map"},
+        {MINIMAL "views: {decode: rough}\n", "decode"},
         {MINIMAL "views: {count: 0}\n", "count"},
         {MINIMAL "views: {count: 256}\n", "count"},
         {MINIMAL "views: {scale: [0.9, 0.1]}\n", "scale"},

@@ -194,8 +194,8 @@ static void make_unit(const char *cache, int teacher, const agglo_dataset *datas
             size_t n_bytes;
 
             agglo_view_draw(&config, sample.uid, v, sample.width, sample.height, &view);
-            assert_ok(agglo_render_views(renderer, sample.image, sample.width, sample.height, &view, 1, AGGLO_BICUBIC,
-                                         spec->input, spec->input, pixels, &err));
+            assert_ok(agglo_render_views(renderer, sample.image, sample.width, sample.height, &view, 1,
+                                         AGGLO_VIEW_SCALED, AGGLO_BICUBIC, spec->input, spec->input, pixels, &err));
             info.x = view.x + (this && wrong->box);
             info.y = view.y;
             info.w = view.w;
@@ -335,8 +335,8 @@ static void check_batch(const world *w, const agglo_batch *batch)
         assert_ok(agglo_dataset_sample(w->dataset, place->shard, place->ordinal, &sample, &err));
         v = place->view >= 0 ? place->view : agglo_view_of_epoch(&config, sample.uid, place->epoch);
         agglo_view_draw(&config, sample.uid, v, sample.width, sample.height, &view);
-        assert_ok(agglo_render_views(renderer, sample.image, sample.width, sample.height, &view, 1, AGGLO_BICUBIC, SIZE,
-                                     SIZE, pixels, &err));
+        assert_ok(agglo_render_views(renderer, sample.image, sample.width, sample.height, &view, 1, AGGLO_VIEW_SCALED,
+                                     AGGLO_BICUBIC, SIZE, SIZE, pixels, &err));
         assert_memory_equal(found, pixels, sizeof pixels);
         for (int t = 0; t < 2; t++) {
             const agglo_batch_targets *targets = &batch->targets[t];
@@ -797,7 +797,7 @@ static void test_distill(void **state)
                 assert_ok(agglo_dataset_sample(w.dataset, shard, ordinal, &sample, &err));
                 agglo_view_draw(&config, sample.uid, v, sample.width, sample.height, &view);
                 assert_ok(agglo_render_views(renderer, sample.image, sample.width, sample.height, &view, 1,
-                                             AGGLO_BICUBIC, SIZE, SIZE, pixels, &err));
+                                             AGGLO_VIEW_SCALED, AGGLO_BICUBIC, SIZE, SIZE, pixels, &err));
                 assert_ok(encoder.encode(encoder.self, pixels, 1, SIZE, SIZE, summary, spatial, &err));
                 features(0, shard, ordinal, v, target, 6);
                 summary_cos += cosine(summary, target, 6);

@@ -370,8 +370,8 @@ static void records_are_what_they_say(void **state)
 
                 assert_ok(agglo_dataset_sample(dataset, shard, ordinal, &sample, &err));
                 agglo_view_draw(&views, sample.uid, v, sample.width, sample.height, &view);
-                if (agglo_render_views(renderer, sample.image, sample.width, sample.height, &view, 1, AGGLO_BICUBIC, 32,
-                                       32, pixels, &err) != AGGLO_OK) {
+                if (agglo_render_views(renderer, sample.image, sample.width, sample.height, &view, 1, AGGLO_VIEW_SCALED,
+                                       AGGLO_BICUBIC, 32, 32, pixels, &err) != AGGLO_OK) {
                     agglo_err_clear(&err);
                     assert_fails(agglo_cache_read(cache, "clip", "main", shard, ordinal, v, &expected, &buffer,
                                                   &capacity, &record, &err),
