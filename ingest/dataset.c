@@ -55,6 +55,7 @@ agglo_status agglo_dataset_read_options(const json_t *root, agglo_decode_options
         agglo_json_get_int(options, "max_pixels", 1, INT64_MAX, &max_pixels, err) != AGGLO_OK) {
         return err->status;
     }
+    *out = agglo_decode_options_default();
     out->ignore_exif = strcmp(exif, "ignore") == 0;
     out->png16_clip = strcmp(png16, "clip") == 0;
     out->max_pixels = (uint64_t)max_pixels;
@@ -152,7 +153,7 @@ agglo_status agglo_dataset_open(agglo_dataset **out, const char *const *paths, s
         goto fail;
     }
     for (size_t k = 0; k < n_paths; k++) {
-        agglo_decode_options options = {0};
+        agglo_decode_options options = agglo_decode_options_default();
 
         d->n_parts = k + 1;
         if (open_part(&d->parts[k], paths[k], &options, err) != AGGLO_OK ||
@@ -318,6 +319,7 @@ agglo_status agglo_dataset_sample(const agglo_dataset *dataset, uint32_t shard_n
     memcpy(out->uid, from.uid, 16);
     out->key = from.key;
     out->image = (agglo_bytes){data + from.image_offset, from.image_bytes};
+    out->image_offset = from.image_offset;
     out->format = (agglo_image_format)from.format;
     out->width = (int)from.width;
     out->height = (int)from.height;

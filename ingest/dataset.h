@@ -27,7 +27,8 @@ typedef struct agglo_sample {
     uint32_t shard, ordinal;
     uint8_t uid[16];
     const char *key;
-    agglo_bytes image; /* encoded, in the mapped shard */
+    agglo_bytes image;     /* encoded, in the mapped shard */
+    uint64_t image_offset; /* of these bytes in the shard's tar */
     agglo_image_format format;
     int width, height;         /* upright */
     int64_t label;             /* -1: none */
