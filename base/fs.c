@@ -299,6 +299,55 @@ agglo_status agglo_file_write(const char *path, const void *data, size_t n_bytes
     return agglo_new_file_commit(file, err);
 }
 
+agglo_status agglo_fd_write(int fd, const void *data, size_t n_bytes, agglo_err *err)
+{
+    for (size_t done = 0; done < n_bytes;) {
+        ssize_t n = write(fd, (const char *)data + done, n_bytes - done);
+
+        if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n < 0) {
+            return agglo_fail(err, AGGLO_E_IO, "%s", strerror(errno));
+        }
+        done += (size_t)n;
+    }
+    return AGGLO_OK;
+}
+
+agglo_status agglo_fd_read_at(int fd, uint64_t offset, void *out, size_t n_bytes, agglo_err *err)
+{
+    for (size_t done = 0; done < n_bytes;) {
+        ssize_t n = pread(fd, (char *)out + done, n_bytes - done, (off_t)(offset + done));
+
+        if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n <= 0) {
+            return agglo_fail(err, AGGLO_E_IO, "%s", n == 0 ? "the file ends early" : strerror(errno));
+        }
+        done += (size_t)n;
+    }
+    return AGGLO_OK;
+}
+
+agglo_status agglo_sync_rename(int fd, const char *from, const char *to, agglo_err *err)
+{
+    char *dir = agglo_path_dir(to, err);
+    int dir_fd = dir == NULL ? -1 : open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+    if (dir != NULL &&
+        (dir_fd < 0 || fsync(fd) != 0 || rename(from, to) != 0 ||
+         (fsync(dir_fd) != 0 && errno != EINVAL))) { /* some network file systems cannot sync a directory */
+        agglo_fail(err, AGGLO_E_IO, "%s", strerror(errno));
+    }
+    if (dir_fd >= 0) {
+        close(dir_fd);
+    }
+    agglo_free(dir);
+    return err->status;
+}
+
 agglo_status agglo_map_file(const char *path, agglo_mapping *out, agglo_err *err)
 {
     static const uint8_t nothing[1];
@@ -411,25 +460,9 @@ fail:
     return cannot_write(path, err);
 }
 
-static agglo_status write_all(int fd, const void *data, size_t n_bytes, agglo_err *err)
-{
-    for (size_t done = 0; done < n_bytes;) {
-        ssize_t n = write(fd, (const char *)data + done, n_bytes - done);
-
-        if (n < 0 && errno == EINTR) {
-            continue;
-        }
-        if (n < 0) {
-            return agglo_fail(err, AGGLO_E_IO, "%s", strerror(errno));
-        }
-        done += (size_t)n;
-    }
-    return AGGLO_OK;
-}
-
 agglo_status agglo_new_file_write(agglo_new_file *file, const void *data, size_t n_bytes, agglo_err *err)
 {
-    if (write_all(file->fd, data, n_bytes, err) != AGGLO_OK) {
+    if (agglo_fd_write(file->fd, data, n_bytes, err) != AGGLO_OK) {
         return cannot_write(file->path, err);
     }
     file->n_bytes += n_bytes;
@@ -475,7 +508,7 @@ static agglo_status move_from_scratch(agglo_new_file *file, const char *dir, agg
         if (n == 0) {
             break;
         }
-        if (write_all(fd, buffer, (size_t)n, err) != AGGLO_OK) {
+        if (agglo_fd_write(fd, buffer, (size_t)n, err) != AGGLO_OK) {
             goto done;
         }
     }
@@ -499,27 +532,13 @@ done:
 agglo_status agglo_new_file_commit(agglo_new_file *file, agglo_err *err)
 {
     char *dir = agglo_path_dir(file->path, err);
-    int dir_fd = -1;
 
-    if (dir == NULL || (file->elsewhere && move_from_scratch(file, dir, err) != AGGLO_OK)) {
-        goto done;
-    }
-    dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (dir_fd < 0 || fsync(file->fd) != 0 || rename(file->temp, file->path) != 0) {
-        agglo_fail(err, AGGLO_E_IO, "%s", strerror(errno));
-        goto done;
-    }
-    agglo_free(file->temp);
-    file->temp = NULL;                           /* renamed: nothing is left to remove */
-    if (fsync(dir_fd) != 0 && errno != EINVAL) { /* some network file systems cannot sync a directory */
-        agglo_fail(err, AGGLO_E_IO, "%s", strerror(errno));
-    }
-done:
-    if (err->status != AGGLO_OK) {
+    if (dir == NULL || (file->elsewhere && move_from_scratch(file, dir, err) != AGGLO_OK) ||
+        agglo_sync_rename(file->fd, file->temp, file->path, err) != AGGLO_OK) {
         cannot_write(file->path, err);
-    }
-    if (dir_fd >= 0) {
-        close(dir_fd);
+    } else {
+        agglo_free(file->temp);
+        file->temp = NULL; /* renamed: nothing is left to remove */
     }
     agglo_free(dir);
     agglo_new_file_abort(file);

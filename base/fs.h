@@ -41,6 +41,13 @@ agglo_status agglo_file_read(const char *path, size_t max_bytes, char **out, siz
 /* Write a whole file under a temporary name beside it, sync it, rename it, sync the directory. */
 agglo_status agglo_file_write(const char *path, const void *data, size_t n_bytes, agglo_err *err);
 
+/* All n_bytes to (from) a descriptor, however often the system stops halfway. AGGLO_E_IO; agglo_fd_read_at also where the file ends early. */
+agglo_status agglo_fd_write(int fd, const void *data, size_t n_bytes, agglo_err *err);
+agglo_status agglo_fd_read_at(int fd, uint64_t offset, void *out, size_t n_bytes, agglo_err *err);
+
+/* fsync `fd`, rename its file `from` to `to`, fsync the directory of `to`: afterwards `to` is there, whole, even when the power fails. */
+agglo_status agglo_sync_rename(int fd, const char *from, const char *to, agglo_err *err);
+
 /* A read-only mapping of a whole file; an empty file maps to {non-NULL, 0}. */
 typedef struct agglo_mapping {
     const uint8_t *data;

@@ -94,6 +94,12 @@ agglo_status agglo_hasher_end(agglo_hasher *hasher, uint8_t *digest, agglo_err *
     return AGGLO_OK;
 }
 
+agglo_hash128 agglo_hasher_so_far(const agglo_hasher *hasher)
+{
+    AGGLO_ASSERT(hasher->kind == AGGLO_HASH_XXH3_128);
+    return canonical(XXH3_128bits_digest(hasher->xxh));
+}
+
 void agglo_hasher_free(agglo_hasher *hasher)
 {
     if (hasher != NULL) {

@@ -33,6 +33,8 @@ agglo_status agglo_hasher_new(agglo_hasher **out, agglo_hash_kind kind, agglo_er
 agglo_status agglo_hasher_add(agglo_hasher *hasher, const void *data, size_t n_bytes, agglo_err *err);
 /* Writes 16 or 32 bytes, by kind. */
 agglo_status agglo_hasher_end(agglo_hasher *hasher, uint8_t *digest, agglo_err *err);
+/* The digest of what was added so far, xxh3-128 only; adding goes on. */
+agglo_hash128 agglo_hasher_so_far(const agglo_hasher *hasher);
 void agglo_hasher_free(agglo_hasher *hasher);
 
 /* Hash a whole file. *n_bytes (may be NULL) is its size. */

@@ -15,7 +15,7 @@ static const double redraw_seconds = 0.1, line_seconds = 5.0;
 struct agglo_progress {
     char label[64], unit[32], note[96];
     uint64_t total, n;
-    double begun, shown;
+    double begun, shown, share;
     bool terminal;
 };
 
@@ -56,24 +56,25 @@ static void format_seconds(char *out, size_t n, double seconds)
 static void draw(agglo_progress *p, bool last)
 {
     double seconds = agglo_now() - p->begun, rate = seconds > 0 ? (double)p->n / seconds : 0;
+    double share = p->share > 0 ? p->share : p->total > 0 ? (double)p->n / (double)p->total : 0;
     char bar[32] = "", count[64], time[48], line[512];
 
+    share = share > 1.0 ? 1.0 : share;
     if (p->total > 0) {
         snprintf(count, sizeof count, "%llu/%llu %s", (unsigned long long)p->n, (unsigned long long)p->total, p->unit);
     } else {
         snprintf(count, sizeof count, "%llu %s", (unsigned long long)p->n, p->unit);
     }
-    if (!last && p->total > 0 && rate > 0) {
+    if (!last && share > 0) {
         char left[32];
 
-        format_seconds(left, sizeof left, p->n < p->total ? (double)(p->total - p->n) / rate : 0.0);
+        format_seconds(left, sizeof left, seconds * (1.0 / share - 1.0));
         snprintf(time, sizeof time, "%s left", left);
     } else {
         format_seconds(time, sizeof time, seconds);
     }
-    if (p->terminal && !last && p->total > 0) {
+    if (p->terminal && !last && share > 0) {
         enum { WIDTH = 20 };
-        double share = p->n < p->total ? (double)p->n / (double)p->total : 1.0;
         int full = (int)(share * WIDTH);
 
         bar[0] = '[';
@@ -152,6 +153,15 @@ void agglo_progress_add(agglo_progress *p, uint64_t n)
         draw(p, false);
     }
     pthread_mutex_unlock(&mutex);
+}
+
+void agglo_progress_share(agglo_progress *p, double share)
+{
+    if (p != NULL) {
+        pthread_mutex_lock(&mutex);
+        p->share = share;
+        pthread_mutex_unlock(&mutex);
+    }
 }
 
 void agglo_progress_note(agglo_progress *p, const char *fmt, ...)

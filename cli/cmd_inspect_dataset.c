@@ -76,7 +76,7 @@ static void count_shard(const agglo_dataset *dataset, uint32_t shard, tally *t)
 
 static json_t *tally_json(const char *path, const agglo_dataset *dataset, const tally *t)
 {
-    const json_t *report = json_object_get(agglo_dataset_json(dataset, 0), "report");
+    const json_t *description = agglo_dataset_json(dataset, 0), *report = json_object_get(description, "report");
     json_t *formats = json_object();
     json_t *object = json_pack(
         "{s:s, s:I, s:I, s:I, s:I, s:I, s:I}", "path", path, "samples", (json_int_t)agglo_dataset_samples(dataset),
@@ -89,7 +89,9 @@ static json_t *tally_json(const char *path, const agglo_dataset *dataset, const 
                                 json_integer((json_int_t)t->formats[i]));
         }
     }
+    json_object_set(object, "fingerprint", json_object_get(description, "fingerprint"));
     json_object_set_new(object, "formats", formats);
+    json_object_set_new(object, "classes", json_deep_copy(json_object_get(description, "classes")));
     if (t->samples > 0) {
         json_object_set_new(object, "short_side",
                             json_pack("{s:i, s:i, s:i}", "min", t->short_sides[0], "median",
@@ -103,6 +105,8 @@ static json_t *tally_json(const char *path, const agglo_dataset *dataset, const 
     json_object_set(object, "problems", t->problems);
     return object;
 }
+
+enum { SHOWN_CLASSES = 10 };
 
 static void print_tally(const json_t *object)
 {
@@ -129,6 +133,17 @@ static void print_tally(const json_t *object)
                (long long)json_integer_value(json_object_get(sides, "max")),
                (long long)json_integer_value(json_object_get(sides, "median")));
     }
+    if (json_array_size(json_object_get(object, "classes")) > 0) {
+        printf("  classes    %zu:", json_array_size(json_object_get(object, "classes")));
+        json_array_foreach(json_object_get(object, "classes"), i, value)
+        {
+            if (i < SHOWN_CLASSES) {
+                printf(" %s", json_string_value(value));
+            }
+        }
+        printf("%s\n", i > SHOWN_CLASSES ? " ..." : "");
+    }
+    printf("  fingerprint %s\n", json_string_value(json_object_get(object, "fingerprint")));
     rejected = json_object_get(json_object_get(object, "report"), "rejected");
     json_object_foreach((json_t *)rejected, name, value)
     {

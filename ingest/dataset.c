@@ -65,6 +65,33 @@ agglo_status agglo_dataset_read_options(const json_t *root, agglo_decode_options
     return AGGLO_OK;
 }
 
+void agglo_dataset_fingerprint(const agglo_decode_options *options, const agglo_hash128 *index, char out[33])
+{
+    char text[96], hex[33];
+    int n = snprintf(text, sizeof text, "exif %s; png16 %s; index %s", options->ignore_exif ? "ignore" : "apply",
+                     options->png16_clip ? "clip" : "scale", agglo_hex(index->bytes, 16, hex));
+
+    AGGLO_ASSERT(n > 0 && (size_t)n < sizeof text);
+    agglo_hex(agglo_xxh3_128(text, (size_t)n).bytes, 16, out);
+}
+
+/* dataset.json and index.bin are two files, renamed one after the other when sources are added: they must be of one run. */
+static agglo_status check_fingerprint(const part *p, const agglo_decode_options *options, agglo_err *err)
+{
+    agglo_hash128 index = agglo_index_fingerprint(p->index);
+    const char *found;
+    char expected[33];
+
+    agglo_dataset_fingerprint(options, &index, expected);
+    if (agglo_json_get_string(p->json, "fingerprint", &found, err) == AGGLO_OK && strcmp(found, expected) != 0) {
+        agglo_fail(
+            err, AGGLO_E_MISMATCH,
+            "%s and %s are not of one run (fingerprint %s, not %.32s); was an ingest stopped here? Then run it again",
+            AGGLO_INDEX_FILE, AGGLO_DATASET_FILE, expected, found);
+    }
+    return err->status == AGGLO_OK ? AGGLO_OK : agglo_at(err, "%s", p->path);
+}
+
 static agglo_status open_part(part *p, const char *path, agglo_decode_options *options, agglo_err *err)
 {
     char *file = agglo_path_join(path, AGGLO_DATASET_FILE, err);
@@ -92,7 +119,7 @@ static agglo_status open_part(part *p, const char *path, agglo_decode_options *o
     file = agglo_path_join(path, AGGLO_INDEX_FILE, err);
     status = file == NULL ? err->status : agglo_index_open(&p->index, file, err);
     agglo_free(file);
-    return status;
+    return status == AGGLO_OK ? check_fingerprint(p, options, err) : status;
 }
 
 static agglo_status add_shards(agglo_dataset *d, uint32_t k, agglo_err *err)

@@ -30,10 +30,10 @@ typedef struct agglo_sample {
     agglo_bytes image;     /* encoded, in the mapped shard */
     uint64_t image_offset; /* of these bytes in the shard's tar */
     agglo_image_format format;
-    int width, height;         /* upright */
-    int64_t label;             /* -1: none */
-    bool has_sha256;           /* the json side-car names one */
-    agglo_sha256 sha256;       /* what it names: with img2dataset, of the bytes as downloaded, not of `image`; else zero */
+    int width, height;   /* upright */
+    int64_t label;       /* -1: none */
+    bool has_sha256;     /* the json side-car names one */
+    agglo_sha256 sha256; /* what it names: with img2dataset, of the bytes as downloaded, not of `image`; else zero */
     agglo_bytes json, caption; /* side-cars in the shard; size 0: none */
 } agglo_sample;
 

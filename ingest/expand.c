@@ -1,8 +1,9 @@
-/* Source patterns: braces are spread first ({00000..00127}, {a,b}), then each result is a folder of tars, a glob, or a path. */
+/* Source patterns: braces are spread first ({00000..00127}, {a,b}), then each result is a folder, a glob, or a path. */
 #include <glob.h>
 #include <stdio.h>
 
 #include "ingest/ingest.h"
+#include "ingest/sample.h"
 
 #define MAX_SOURCES 10000000
 
@@ -49,10 +50,11 @@ static bool is_tar_name(const char *name)
     return false;
 }
 
-static agglo_status append_dir(path_list *list, const char *dir, agglo_err *err)
+/* All tars of a folder; how many there are comes out of list->n. */
+static agglo_status append_tars(path_list *list, const char *dir, agglo_err *err)
 {
     char **names;
-    size_t n, before = list->n;
+    size_t n;
 
     if (agglo_list_dir(dir, list->arena, &names, &n, err) != AGGLO_OK) {
         return err->status;
@@ -61,7 +63,7 @@ static agglo_status append_dir(path_list *list, const char *dir, agglo_err *err)
         char *path;
         agglo_status status;
 
-        if (!is_tar_name(names[i]) || agglo_is_temp_name(names[i])) {
+        if (!is_tar_name(names[i]) || names[i][0] == '.') {
             continue;
         }
         path = agglo_path_join(dir, names[i], err);
@@ -71,10 +73,60 @@ static agglo_status append_dir(path_list *list, const char *dir, agglo_err *err)
             return status;
         }
     }
-    if (list->n == before) {
-        return agglo_fail(err, AGGLO_E_CONFIG, "the folder %s holds no tars", dir);
-    }
     return AGGLO_OK;
+}
+
+/* True when a picture, by its extension, stands in the folder or at most `depth` folders below it. */
+static bool holds_pictures(const char *dir, int depth, agglo_err *err)
+{
+    agglo_arena *arena = NULL;
+    char **names;
+    size_t n = 0;
+    bool found = false;
+
+    if (agglo_arena_new(&arena, 0, err) == AGGLO_OK && agglo_list_dir(dir, arena, &names, &n, err) == AGGLO_OK) {
+        for (size_t i = 0; i < n && !found && err->status == AGGLO_OK; i++) {
+            const char *dot = strrchr(names[i], '.');
+
+            found = dot != NULL && dot != names[i] && agglo_is_image_ext(dot + 1);
+        }
+        for (size_t i = 0; i < n && !found && depth > 0 && err->status == AGGLO_OK; i++) {
+            char *path = names[i][0] == '.' ? NULL : agglo_path_join(dir, names[i], err);
+
+            found = path != NULL && agglo_path_is_dir(path) && holds_pictures(path, depth - 1, err);
+            agglo_free(path);
+        }
+    }
+    agglo_arena_free(arena);
+    return found;
+}
+
+/* A folder of tars, a dataset, or a folder of pictures, tried in this order. */
+static agglo_status append_dir(path_list *list, const char *dir, agglo_err *err)
+{
+    enum { SEARCH_DEPTH = 4 };
+    size_t before = list->n;
+    char *dataset, *shards;
+
+    if (append_tars(list, dir, err) != AGGLO_OK || list->n > before) {
+        return err->status;
+    }
+    dataset = agglo_path_join(dir, "dataset.json", err);
+    shards = agglo_path_join(dir, "shards", err);
+    if (dataset != NULL && shards != NULL && agglo_path_exists(dataset) && agglo_path_is_dir(shards)) {
+        append_tars(list, shards, err);
+    }
+    agglo_free(dataset);
+    agglo_free(shards);
+    if (err->status != AGGLO_OK || list->n > before) {
+        return err->status;
+    }
+    if (holds_pictures(dir, SEARCH_DEPTH, err)) {
+        return append(list, dir, err);
+    }
+    return err->status == AGGLO_OK
+               ? agglo_fail(err, AGGLO_E_CONFIG, "the folder %s holds neither tars nor pictures", dir)
+               : err->status;
 }
 
 /* A pattern without braces. A plain name is taken even when there is no such file: one missing shard costs only itself. */

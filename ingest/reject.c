@@ -4,38 +4,29 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { MAX_REASONS = 64 };
+enum { MAX_REASONS = 64, MAX_REASON = 32, MAX_TEXT = 4096 };
 
 typedef struct reason_count {
-    const char *reason;
+    char reason[MAX_REASON];
     uint64_t n;
 } reason_count;
 
 struct agglo_rejects {
-    agglo_new_file *file;
     reason_count counts[MAX_REASONS];
     size_t n_reasons;
     char *line; /* the one being made */
     size_t n, room;
 };
 
-agglo_status agglo_rejects_new(agglo_rejects **out, const char *path, agglo_err *err)
+agglo_status agglo_rejects_new(agglo_rejects **out, agglo_err *err)
 {
-    agglo_rejects *r = agglo_alloc(1, sizeof *r, err);
-
-    *out = NULL;
-    if (r == NULL || agglo_new_file_open(&r->file, path, NULL, err) != AGGLO_OK) {
-        agglo_free(r);
-        return err->status;
-    }
-    *out = r;
-    return AGGLO_OK;
+    *out = agglo_alloc(1, sizeof **out, err);
+    return *out == NULL ? err->status : AGGLO_OK;
 }
 
 void agglo_rejects_free(agglo_rejects *rejects)
 {
     if (rejects != NULL) {
-        agglo_new_file_abort(rejects->file);
         agglo_free(rejects->line);
         agglo_free(rejects);
     }
@@ -98,7 +89,7 @@ static agglo_status put_string(agglo_rejects *r, const char *name, const char *t
         put(r, "\": \"", 4, err) != AGGLO_OK) {
         return err->status;
     }
-    while (*p != 0) {
+    while (*p != 0 && p - (const uint8_t *)text < MAX_TEXT) {
         size_t n = utf8_length(p), n_out = n;
         const char *from = (const char *)p;
 
@@ -121,8 +112,7 @@ static agglo_status put_string(agglo_rejects *r, const char *name, const char *t
     return last ? put(r, "\"}\n", 3, err) : put(r, "\", ", 3, err);
 }
 
-agglo_status agglo_rejects_add(agglo_rejects *r, const char *source, const char *key, const char *reason,
-                               const char *detail, agglo_err *err)
+agglo_status agglo_rejects_count(agglo_rejects *r, const char *reason, uint64_t n, agglo_err *err)
 {
     size_t i = 0;
 
@@ -130,18 +120,28 @@ agglo_status agglo_rejects_add(agglo_rejects *r, const char *source, const char 
         i++;
     }
     if (i == r->n_reasons) {
-        AGGLO_ASSERT(r->n_reasons < MAX_REASONS);
-        r->counts[r->n_reasons++].reason = reason;
+        if (r->n_reasons == MAX_REASONS || strlen(reason) >= MAX_REASON) {
+            return agglo_fail(err, AGGLO_E_DATA, "'%.40s' is no reason that is known", reason);
+        }
+        strcpy(r->counts[r->n_reasons++].reason, reason);
     }
-    r->counts[i].n++;
+    r->counts[i].n += n;
+    return AGGLO_OK;
+}
+
+agglo_status agglo_rejects_line(agglo_rejects *r, const char *source, const char *key, const char *reason,
+                                const char *detail, agglo_bytes *line, agglo_err *err)
+{
     r->n = 0;
-    if (put(r, "{", 1, err) != AGGLO_OK || put_string(r, "source", source, false, err) != AGGLO_OK ||
+    if (agglo_rejects_count(r, reason, 1, err) != AGGLO_OK || put(r, "{", 1, err) != AGGLO_OK ||
+        put_string(r, "source", source, false, err) != AGGLO_OK ||
         put_string(r, "key", key == NULL ? "" : key, false, err) != AGGLO_OK ||
         put_string(r, "reason", reason, false, err) != AGGLO_OK ||
         put_string(r, "detail", detail == NULL ? "" : detail, true, err) != AGGLO_OK) {
         return err->status;
     }
-    return agglo_new_file_write(r->file, r->line, r->n, err);
+    *line = (agglo_bytes){(const uint8_t *)r->line, r->n};
+    return AGGLO_OK;
 }
 
 static int by_reason(const void *a, const void *b)
@@ -167,12 +167,4 @@ json_t *agglo_rejects_counts(const agglo_rejects *rejects, agglo_err *err)
         agglo_fail(err, AGGLO_E_MEMORY, "no memory for the report");
     }
     return object;
-}
-
-agglo_status agglo_rejects_commit(agglo_rejects *rejects, agglo_err *err)
-{
-    agglo_new_file *file = rejects->file;
-
-    rejects->file = NULL;
-    return agglo_new_file_commit(file, err);
 }

@@ -5,7 +5,10 @@
 
 #include "base/hash.h"
 
-enum { MAX_MEMBERS = 64 };
+enum {
+    MAX_MEMBERS = 64,
+    N_KNOWN = 64 /* extensions that are kept once: nearly all members share a few */
+};
 
 struct agglo_grouping {
     agglo_arena *arena;
@@ -13,17 +16,18 @@ struct agglo_grouping {
     agglo_member *members;
     uint32_t *slots; /* group number + 1, 0: free; a power of two */
     size_t n_groups, groups_room, n_members, members_room, n_slots;
+    const char *known[N_KNOWN];
+    size_t n_known;
     size_t last_group; /* that of the member before, to tell a run; SIZE_MAX: none */
 };
 
-/* What may be the picture of a sample; its bytes decide what it really is. */
-static bool is_image_ext(const char *ext)
+bool agglo_is_image_ext(const char *ext)
 {
     static const char *const names[] = {"jpg", "jpeg", "png",  "webp", "gif", "bmp",  "tif",  "tiff", "ppm", "pgm",
                                         "pbm", "pnm",  "jfif", "jpe",  "jxl", "avif", "heic", "heif", "img", "image"};
 
     for (size_t i = 0; i < AGGLO_COUNT(names); i++) {
-        if (strcmp(ext, names[i]) == 0) {
+        if (strcasecmp(ext, names[i]) == 0) {
             return true;
         }
     }
@@ -86,7 +90,35 @@ void agglo_grouping_reset(agglo_grouping *g)
     }
     g->n_groups = 0;
     g->n_members = 0;
+    g->n_known = 0;
     g->last_group = SIZE_MAX;
+}
+
+/* The extension in lower case, in the arena. */
+static const char *keep_ext(agglo_grouping *g, const char *ext, agglo_err *err)
+{
+    char lower[32];
+    size_t n = strlen(ext);
+    char *kept;
+
+    if (n < sizeof lower) {
+        for (size_t i = 0; i <= n; i++) {
+            lower[i] = (char)(ext[i] >= 'A' && ext[i] <= 'Z' ? ext[i] - 'A' + 'a' : ext[i]);
+        }
+        for (size_t i = 0; i < g->n_known; i++) {
+            if (strcmp(g->known[i], lower) == 0) {
+                return g->known[i];
+            }
+        }
+    }
+    kept = agglo_arena_text(g->arena, ext, n, err);
+    for (char *c = kept; c != NULL && *c != 0; c++) {
+        *c = (char)(*c >= 'A' && *c <= 'Z' ? *c - 'A' + 'a' : *c);
+    }
+    if (kept != NULL && n < sizeof lower && g->n_known < N_KNOWN) {
+        g->known[g->n_known++] = kept;
+    }
+    return kept;
 }
 
 static agglo_status make_room(agglo_grouping *g, agglo_err *err)
@@ -166,7 +198,7 @@ agglo_status agglo_grouping_add(agglo_grouping *g, const char *name, uint64_t of
     agglo_member *member;
     size_t n_key, at = 0;
     bool same_run, image;
-    char *ext;
+    const char *ext;
 
     *reason = NULL;
     kind = agglo_name_split(name, &n_key);
@@ -180,12 +212,9 @@ agglo_status agglo_grouping_add(agglo_grouping *g, const char *name, uint64_t of
     if (make_room(g, err) != AGGLO_OK || find_group(g, name, n_key, &at, err) != AGGLO_OK) {
         return err->status;
     }
-    ext = agglo_arena_text(g->arena, name + n_key + 1, strlen(name + n_key + 1), err);
+    ext = keep_ext(g, name + n_key + 1, err);
     if (ext == NULL) {
         return err->status;
-    }
-    for (char *c = ext; *c != 0; c++) {
-        *c = (char)(*c >= 'A' && *c <= 'Z' ? *c - 'A' + 'a' : *c);
     }
     group = &g->groups[at];
     if (group->n_members == MAX_MEMBERS) { /* also keeps the walk below short */
@@ -194,7 +223,7 @@ agglo_status agglo_grouping_add(agglo_grouping *g, const char *name, uint64_t of
     }
     same_run = at == g->last_group;
     g->last_group = at;
-    image = is_image_ext(ext);
+    image = agglo_is_image_ext(ext);
     for (uint32_t m = group->first; m != 0; m = g->members[m - 1].next) {
         if (strcmp(g->members[m - 1].ext, ext) == 0 && (same_run || !image)) {
             *reason = "duplicate_member";
@@ -234,20 +263,65 @@ const agglo_member *agglo_grouping_member(const agglo_grouping *grouping, uint32
     return &grouping->members[number - 1];
 }
 
-bool agglo_sidecar_uid(agglo_bytes json, uint8_t uid[16])
+/* Python writes NaN and Infinity, which are no JSON: outside of strings, such words become 0. NULL when there is none, or no memory. */
+static char *without_nan(agglo_bytes json)
+{
+    static const char *const words[] = {"NaN", "-Infinity", "Infinity"};
+    agglo_err ignored = {0};
+    char *text = agglo_alloc(json.size + 1, 1, &ignored);
+    bool inside = false, found = false;
+
+    for (size_t i = 0; text != NULL && i < json.size; i++) {
+        text[i] = (char)json.data[i];
+        if (text[i] == '"') {
+            inside = !inside;
+        } else if (inside && text[i] == '\\' && i + 1 < json.size) {
+            i++;
+            text[i] = (char)json.data[i];
+        }
+        for (size_t k = 0; !inside && k < AGGLO_COUNT(words); k++) {
+            size_t n = strlen(words[k]);
+
+            if (json.size - i >= n && memcmp(json.data + i, words[k], n) == 0) {
+                memset(text + i, ' ', n);
+                memcpy(text + i, "0", 1);
+                i += n - 1;
+                found = true;
+                break;
+            }
+        }
+    }
+    if (!found) {
+        agglo_free(text);
+        return NULL;
+    }
+    return text;
+}
+
+void agglo_sidecar_read(agglo_bytes json, agglo_sidecar *out)
 {
     json_t *root;
     const char *text;
-    bool found;
+    char *plain;
 
-    if (json.size == 0 || json.size > AGGLO_SIDECAR_JSON_MAX) {
-        return false;
+    *out = (agglo_sidecar){0};
+    if (json.size > AGGLO_SIDECAR_JSON_MAX) {
+        return;
     }
-    root = json_loadb((const char *)json.data, json.size, 0, NULL);
+    if (json.size >= 3 && memcmp(json.data, "\xef\xbb\xbf", 3) == 0) {
+        json = (agglo_bytes){json.data + 3, json.size - 3};
+    }
+    root = json_loadb((const char *)json.data, json.size, JSON_ALLOW_NUL, NULL);
+    if (root == NULL && (plain = without_nan(json)) != NULL) {
+        root = json_loadb(plain, json.size, JSON_ALLOW_NUL, NULL);
+        agglo_free(plain);
+    }
+    out->understood = json_is_object(root);
     text = json_string_value(json_object_get(root, "uid"));
-    found = text != NULL && strlen(text) == 32 && agglo_unhex(text, uid, 16);
+    out->has_uid = text != NULL && strlen(text) == 32 && agglo_unhex(text, out->uid, 16);
+    text = json_string_value(json_object_get(root, "sha256"));
+    out->has_sha256 = text != NULL && strlen(text) == 64 && agglo_unhex(text, out->sha256, 32);
     json_decref(root);
-    return found;
 }
 
 int64_t agglo_sidecar_label(agglo_bytes cls)

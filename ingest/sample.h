@@ -20,6 +20,9 @@ typedef enum agglo_name_kind {
 /* Where `name` parts: the key is its first *n_key bytes, the extension starts one behind (still in the case of the name). */
 agglo_name_kind agglo_name_split(const char *name, size_t *n_key);
 
+/* What may be the picture of a sample, by its extension (either case); its bytes decide what it really is. */
+bool agglo_is_image_ext(const char *ext);
+
 typedef struct agglo_member {
     const char *ext;          /* lower case, no dot */
     uint64_t offset, n_bytes; /* of the data in the source */
@@ -52,10 +55,18 @@ size_t agglo_grouping_count(const agglo_grouping *grouping);
 const agglo_group *agglo_grouping_at(const agglo_grouping *grouping, size_t i);
 const agglo_member *agglo_grouping_member(const agglo_grouping *grouping, uint32_t number);
 
-#define AGGLO_SIDECAR_JSON_MAX ((size_t)1 << 20)
+#define AGGLO_SIDECAR_JSON_MAX ((size_t)16 << 20)
 
-/* The uid that a json side-car names; false when it has none that is 32 hex digits, or is no JSON, or is larger than the limit. */
-bool agglo_sidecar_uid(agglo_bytes json, uint8_t uid[16]);
+/* What ingest takes from a json side-car. */
+typedef struct agglo_sidecar {
+    bool understood; /* false: no JSON object, or larger than the limit */
+    bool has_uid, has_sha256;
+    uint8_t uid[16];    /* "uid" where it is 32 hex digits */
+    uint8_t sha256[32]; /* "sha256" where it is 64: of the bytes as they were downloaded */
+} agglo_sidecar;
+
+/* Byte-order marks and NULs within strings are tolerated, as Python's json takes them. */
+void agglo_sidecar_read(agglo_bytes json, agglo_sidecar *out);
 
 /* The class number in a .cls side-car (decimal digits, white space behind), -1 when it is none. */
 int64_t agglo_sidecar_label(agglo_bytes cls);

@@ -4,18 +4,31 @@
  */
 #include "ingest/shard_writer.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
+#include <unistd.h>
 
-enum { BLOCK = 512, TAR_END = 1024 };
+enum {
+    BLOCK = 512,
+    TAR_END = 1024,
+    BUFFER = 1 << 20,
+    WRITEBACK =
+        8 << 20 /* the system is asked to write that much at a time, so that the sync at the end waits for little */
+};
 
 struct agglo_shard_writer {
     char *dir;
     uint64_t max_samples, max_bytes;
     agglo_index_builder *index;
-    agglo_new_file *file; /* of the open shard, NULL: none */
+    int fd;     /* of the open shard, -1: none */
+    char *part; /* its path */
     agglo_hasher *hasher;
     uint64_t n_bytes, n_samples; /* of the open shard */
-    uint64_t *keys;              /* hashes of its keys, 0: free; a power of two */
+    uint64_t n_writeback;        /* bytes that the system was asked to write */
+    uint8_t *buffer;             /* the last n_buffered of n_bytes */
+    size_t n_buffered;
+    uint64_t *keys; /* hashes of its keys, 0: free; a power of two */
     size_t n_slots;
     char *name; /* of the member being written */
     size_t name_room;
@@ -39,8 +52,10 @@ agglo_status agglo_shard_writer_new(agglo_shard_writer **out, const char *dir, u
     w->max_samples = max_samples;
     w->max_bytes = max_bytes;
     w->index = index;
+    w->fd = -1;
     w->dir = agglo_strdup(dir, err);
-    if (w->dir == NULL) {
+    w->buffer = w->dir == NULL ? NULL : agglo_alloc(BUFFER, 1, err);
+    if (w->buffer == NULL) {
         agglo_shard_writer_free(w);
         return err->status;
     }
@@ -51,8 +66,12 @@ agglo_status agglo_shard_writer_new(agglo_shard_writer **out, const char *dir, u
 void agglo_shard_writer_free(agglo_shard_writer *w)
 {
     if (w != NULL) {
-        agglo_new_file_abort(w->file);
+        if (w->fd >= 0) {
+            close(w->fd);
+        }
         agglo_hasher_free(w->hasher);
+        agglo_free(w->part);
+        agglo_free(w->buffer);
         agglo_free(w->keys);
         agglo_free(w->name);
         agglo_free(w->dir);
@@ -60,16 +79,33 @@ void agglo_shard_writer_free(agglo_shard_writer *w)
     }
 }
 
+static agglo_status flush(agglo_shard_writer *w, agglo_err *err)
+{
+    if (agglo_fd_write(w->fd, w->buffer, w->n_buffered, err) != AGGLO_OK) {
+        return agglo_at(err, "%s", w->part);
+    }
+    w->n_buffered = 0;
+    if (w->n_bytes - w->n_writeback >= WRITEBACK) { /* advice: its failure changes nothing */
+        sync_file_range(w->fd, (off_t)w->n_writeback, (off_t)(w->n_bytes - w->n_writeback), SYNC_FILE_RANGE_WRITE);
+        w->n_writeback = w->n_bytes;
+    }
+    return AGGLO_OK;
+}
+
 static agglo_status put(agglo_shard_writer *w, const void *data, size_t n, agglo_err *err)
 {
-    if (n == 0) {
-        return AGGLO_OK;
+    if (agglo_hasher_add(w->hasher, data, n, err) != AGGLO_OK) {
+        return err->status;
     }
-    if (agglo_hasher_add(w->hasher, data, n, err) != AGGLO_OK ||
-        agglo_new_file_write(w->file, data, n, err) != AGGLO_OK) {
+    if (n > BUFFER - w->n_buffered && flush(w, err) != AGGLO_OK) {
         return err->status;
     }
     w->n_bytes += n;
+    if (n > BUFFER) {
+        return agglo_fd_write(w->fd, data, n, err) == AGGLO_OK ? AGGLO_OK : agglo_at(err, "%s", w->part);
+    }
+    memcpy(w->buffer + w->n_buffered, data, n);
+    w->n_buffered += n;
     return AGGLO_OK;
 }
 
@@ -206,44 +242,141 @@ static agglo_status remember_key(agglo_shard_writer *w, uint64_t hash, agglo_err
     return AGGLO_OK;
 }
 
-static agglo_status open_shard(agglo_shard_writer *w, agglo_err *err)
+static char *shard_path(const agglo_shard_writer *w, agglo_err *err)
 {
     char base[32];
-    char *path = agglo_path_join(w->dir, agglo_shard_name(agglo_index_builder_shards(w->index), base), err);
 
-    if (path == NULL || agglo_hasher_new(&w->hasher, AGGLO_HASH_XXH3_128, err) != AGGLO_OK ||
-        agglo_new_file_open(&w->file, path, NULL, err) != AGGLO_OK) {
-        agglo_free(path);
+    return agglo_path_join(w->dir, agglo_shard_name(agglo_index_builder_shards(w->index), base), err);
+}
+
+/* Set w->part and start a hash. */
+static agglo_status begin_shard(agglo_shard_writer *w, agglo_err *err)
+{
+    char base[32];
+
+    agglo_free(w->part);
+    w->part = agglo_format(err, "%s/.%s.part", w->dir, agglo_shard_name(agglo_index_builder_shards(w->index), base));
+    agglo_hasher_free(w->hasher);
+    w->hasher = NULL;
+    return w->part == NULL ? err->status : agglo_hasher_new(&w->hasher, AGGLO_HASH_XXH3_128, err);
+}
+
+static agglo_status open_shard(agglo_shard_writer *w, agglo_err *err)
+{
+    if (begin_shard(w, err) != AGGLO_OK) {
         return err->status;
     }
-    agglo_free(path);
+    w->fd = open(w->part, O_RDWR | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0666);
+    if (w->fd < 0) {
+        agglo_fail(err, AGGLO_E_IO, "%s", strerror(errno));
+        return agglo_at(err, "%s", w->part);
+    }
     w->n_bytes = 0;
+    w->n_writeback = 0;
+    w->n_buffered = 0;
+    agglo_shard_writer_had_shard(w);
+    return AGGLO_OK;
+}
+
+agglo_status agglo_shard_writer_finish(agglo_shard_writer *w, bool *closed, agglo_err *err)
+{
+    static const uint8_t end[TAR_END];
+    agglo_hash128 fingerprint;
+    char *path;
+
+    *closed = false;
+    if (w->fd < 0) {
+        return AGGLO_OK;
+    }
+    path = shard_path(w, err);
+    if (path == NULL || put(w, end, sizeof end, err) != AGGLO_OK || flush(w, err) != AGGLO_OK ||
+        agglo_hasher_end(w->hasher, fingerprint.bytes, err) != AGGLO_OK ||
+        agglo_sync_rename(w->fd, w->part, path, err) != AGGLO_OK) {
+        agglo_free(path);
+        return agglo_doing(err, "cannot write shard");
+    }
+    agglo_free(path);
+    close(w->fd);
+    w->fd = -1;
+    *closed = true;
+    return agglo_index_builder_shard(w->index, w->n_bytes, fingerprint, err);
+}
+
+agglo_status agglo_shard_writer_flush(agglo_shard_writer *w, agglo_shard_part *out, agglo_err *err)
+{
+    *out = (agglo_shard_part){0};
+    if (w->fd < 0) {
+        return AGGLO_OK;
+    }
+    if (flush(w, err) != AGGLO_OK) {
+        return agglo_doing(err, "cannot write shard");
+    }
+    *out = (agglo_shard_part){w->n_bytes, w->n_samples, agglo_hasher_so_far(w->hasher)};
+    return AGGLO_OK;
+}
+
+agglo_status agglo_shard_writer_had_sample(agglo_shard_writer *w, const char *key, agglo_err *err)
+{
+    if (remember_key(w, key_hash(key), err) == AGGLO_OK) {
+        w->n_samples++;
+    }
+    return err->status;
+}
+
+void agglo_shard_writer_had_shard(agglo_shard_writer *w)
+{
     w->n_samples = 0;
     if (w->keys != NULL) {
         memset(w->keys, 0, w->n_slots * sizeof *w->keys);
     }
+}
+
+/* Take in the first n bytes of the part again: the hash goes on behind them. */
+static agglo_status read_part(agglo_shard_writer *w, uint64_t n, agglo_err *err)
+{
+    for (uint64_t at = 0; at < n;) {
+        size_t n_block = n - at < BUFFER ? (size_t)(n - at) : BUFFER;
+
+        if (agglo_fd_read_at(w->fd, at, w->buffer, n_block, err) != AGGLO_OK ||
+            agglo_hasher_add(w->hasher, w->buffer, n_block, err) != AGGLO_OK) {
+            return err->status;
+        }
+        at += n_block;
+    }
     return AGGLO_OK;
 }
 
-agglo_status agglo_shard_writer_finish(agglo_shard_writer *w, agglo_err *err)
+agglo_status agglo_shard_writer_resume(agglo_shard_writer *w, const agglo_shard_part *part, bool *ok, agglo_err *err)
 {
-    static const uint8_t end[TAR_END];
-    agglo_new_file *file = w->file;
-    agglo_hash128 fingerprint;
+    agglo_err lost = {0};
+    agglo_hash128 hash;
+    char *path;
 
-    if (file == NULL) {
+    *ok = true;
+    if (part->n_bytes == 0) {
         return AGGLO_OK;
     }
-    if (put(w, end, sizeof end, err) != AGGLO_OK || agglo_hasher_end(w->hasher, fingerprint.bytes, err) != AGGLO_OK) {
-        return agglo_doing(err, "cannot write shard");
+    path = shard_path(w, err);
+    if (path == NULL || begin_shard(w, err) != AGGLO_OK) {
+        agglo_free(path);
+        return err->status;
     }
-    agglo_hasher_free(w->hasher);
-    w->hasher = NULL;
-    w->file = NULL;
-    if (agglo_new_file_commit(file, err) != AGGLO_OK) {
-        return agglo_doing(err, "cannot write shard");
+    /* it may have been finished just before the journal could say so: then it is taken up again */
+    if (!agglo_path_exists(w->part)) {
+        rename(path, w->part);
     }
-    return agglo_index_builder_shard(w->index, w->n_bytes, fingerprint, err);
+    agglo_free(path);
+    w->fd = open(w->part, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
+    *ok = w->fd >= 0 && read_part(w, part->n_bytes, &lost) == AGGLO_OK;
+    if (*ok) {
+        hash = agglo_hasher_so_far(w->hasher);
+        *ok = memcmp(hash.bytes, part->hash.bytes, sizeof hash.bytes) == 0 && w->n_samples == part->n_samples &&
+              ftruncate(w->fd, (off_t)part->n_bytes) == 0 && lseek(w->fd, 0, SEEK_END) == (off_t)part->n_bytes;
+    }
+    w->n_bytes = part->n_bytes;
+    w->n_writeback = part->n_bytes;
+    w->n_buffered = 0;
+    return AGGLO_OK;
 }
 
 static uint64_t tar_bytes(const char *key, const agglo_out_member *members, size_t n)
@@ -259,18 +392,22 @@ static uint64_t tar_bytes(const char *key, const agglo_out_member *members, size
     return total;
 }
 
+agglo_status agglo_shard_writer_fit(agglo_shard_writer *w, const char *key, const agglo_out_member *members,
+                                    size_t n_members, bool *closed, agglo_err *err)
+{
+    *closed = false;
+    if (w->fd < 0 ||
+        (w->n_samples < w->max_samples && !has_key(w, key_hash(key)) &&
+         (w->max_bytes == 0 || w->n_bytes + tar_bytes(key, members, n_members) + TAR_END <= w->max_bytes))) {
+        return AGGLO_OK;
+    }
+    return agglo_shard_writer_finish(w, closed, err);
+}
+
 agglo_status agglo_shard_writer_add(agglo_shard_writer *w, agglo_index_sample *sample, const agglo_out_member *members,
                                     size_t n_members, size_t image, agglo_err *err)
 {
-    uint64_t hash = key_hash(sample->key), more = tar_bytes(sample->key, members, n_members);
-
-    if (w->file != NULL && (w->n_samples >= w->max_samples || has_key(w, hash) ||
-                            (w->max_bytes > 0 && w->n_bytes + more + TAR_END > w->max_bytes))) {
-        if (agglo_shard_writer_finish(w, err) != AGGLO_OK) {
-            return err->status;
-        }
-    }
-    if ((w->file == NULL && open_shard(w, err) != AGGLO_OK) || remember_key(w, hash, err) != AGGLO_OK) {
+    if ((w->fd < 0 && open_shard(w, err) != AGGLO_OK) || remember_key(w, key_hash(sample->key), err) != AGGLO_OK) {
         return agglo_doing(err, "cannot write shard");
     }
     for (size_t i = 0; i < n_members; i++) {

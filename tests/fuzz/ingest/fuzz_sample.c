@@ -10,7 +10,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     agglo_bytes bytes = {data, size};
     agglo_grouping *grouping;
     agglo_err err = {0};
-    uint8_t uid[16];
+    agglo_sidecar sidecar;
     char *text = malloc(size + 1), *line, *rest;
 
     if (text == NULL || agglo_grouping_new(&grouping, &err) != AGGLO_OK) {
@@ -35,7 +35,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     agglo_grouping_free(grouping);
     free(text);
-    agglo_sidecar_uid(bytes, uid);
+    agglo_sidecar_read(bytes, &sidecar);
     agglo_sidecar_label(bytes);
     return 0;
 }

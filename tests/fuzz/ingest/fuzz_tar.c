@@ -3,7 +3,7 @@
 #include <unistd.h>
 
 #include "ingest/sample.h"
-#include "ingest/source_tar.h"
+#include "ingest/source.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

@@ -5,170 +5,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <archive.h>
-#include <archive_entry.h>
-
 #include "base/hash.h"
 #include "ingest/index.h"
-#include "ingest/ingest.h"
 #include "ingest/sample.h"
-
-/* ---- making tars ---- */
-
-typedef struct tar {
-    struct archive *archive;
-} tar;
-
-static tar tar_begin(const char *path, const char *filter, bool gnu)
-{
-    tar t = {archive_write_new()};
-
-    if (gnu) {
-        archive_write_set_format_gnutar(t.archive);
-    } else {
-        archive_write_set_format_pax(t.archive);
-    }
-    if (filter != NULL) {
-        assert_int_equal(archive_write_add_filter_by_name(t.archive, filter), ARCHIVE_OK);
-    }
-    archive_write_set_bytes_in_last_block(t.archive, 1);
-    assert_int_equal(archive_write_open_filename(t.archive, path), ARCHIVE_OK);
-    return t;
-}
-
-static void tar_add(tar *t, const char *name, const void *data, size_t n)
-{
-    struct archive_entry *entry = archive_entry_new();
-
-    archive_entry_set_pathname(entry, name);
-    archive_entry_set_size(entry, (la_int64_t)n);
-    archive_entry_set_filetype(entry, AE_IFREG);
-    archive_entry_set_perm(entry, 0644);
-    archive_entry_set_mtime(entry, 1700000000, 437641000); /* a fraction: pax writes a header before the member */
-    assert_int_equal(archive_write_header(t->archive, entry), ARCHIVE_OK);
-    assert_int_equal(archive_write_data(t->archive, data, n), (long)n);
-    archive_entry_free(entry);
-}
-
-static void tar_end(tar *t)
-{
-    assert_int_equal(archive_write_close(t->archive), ARCHIVE_OK);
-    archive_write_free(t->archive);
-}
-
-static char *jpeg, *png, *webp;
-static size_t n_jpeg, n_png, n_webp;
-
-static void load_pictures(void **state)
-{
-    agglo_err err = {0};
-
-    (void)state;
-    assert_ok(agglo_file_read(test_fixture("decode/jpeg_420.jpg"), 1 << 20, &jpeg, &n_jpeg, &err));
-    assert_ok(agglo_file_read(test_fixture("decode/png_rgb8.png"), 1 << 20, &png, &n_png, &err));
-    assert_ok(agglo_file_read(test_fixture("decode/webp_lossy.webp"), 1 << 20, &webp, &n_webp, &err));
-}
-
-static void free_pictures(void **state)
-{
-    (void)state;
-    agglo_free(jpeg);
-    agglo_free(png);
-    agglo_free(webp);
-}
-
-/* n ordinary samples named PREFIX0000 and up. */
-static void make_plain(const char *path, const char *filter, bool gnu, const char *prefix, int n)
-{
-    tar t = tar_begin(path, filter, gnu);
-
-    for (int i = 0; i < n; i++) {
-        char name[300], text[64];
-
-        snprintf(name, sizeof name, "%s%04d.jpg", prefix, i);
-        tar_add(&t, name, jpeg, n_jpeg);
-        snprintf(name, sizeof name, "%s%04d.txt", prefix, i);
-        snprintf(text, sizeof text, "caption %d", i);
-        tar_add(&t, name, text, strlen(text));
-    }
-    tar_end(&t);
-}
-
-static agglo_ingest_options options_for(const char *out)
-{
-    agglo_ingest_options options = agglo_ingest_options_default();
-
-    options.out = out;
-    options.jobs = 2;
-    return options;
-}
-
-static int64_t count_of(const agglo_ingest_report *report, const char *reason)
-{
-    return json_integer_value(json_object_get(report->rejected, reason));
-}
-
-static void expect_same_file(const char *a_dir, const char *b_dir, const char *name)
-{
-    agglo_err err = {0};
-    char *a, *b, path[512];
-    size_t n_a, n_b;
-
-    snprintf(path, sizeof path, "%s/%s", a_dir, name);
-    assert_ok(agglo_file_read(path, (size_t)1 << 30, &a, &n_a, &err));
-    snprintf(path, sizeof path, "%s/%s", b_dir, name);
-    assert_ok(agglo_file_read(path, (size_t)1 << 30, &b, &n_b, &err));
-    assert_int_equal(n_a, n_b);
-    assert_memory_equal(a, b, n_a);
-    agglo_free(a);
-    agglo_free(b);
-}
-
-/* All but the seconds in dataset.json. */
-static void expect_same_dataset(const char *a, const char *b)
-{
-    agglo_err err = {0};
-    agglo_arena *arena;
-    char **names_a, **names_b;
-    size_t n_a, n_b;
-    json_t *json[2];
-    char name[64];
-
-    assert_ok(agglo_arena_new(&arena, 0, &err));
-    assert_ok(agglo_list_dir(test_path(a, "shards"), arena, &names_a, &n_a, &err));
-    assert_ok(agglo_list_dir(test_path(b, "shards"), arena, &names_b, &n_b, &err));
-    assert_int_equal(n_a, n_b);
-    for (size_t i = 0; i < n_a; i++) {
-        assert_string_equal(names_a[i], names_b[i]);
-        snprintf(name, sizeof name, "shards/%s", names_a[i]);
-        expect_same_file(a, b, name);
-    }
-    expect_same_file(a, b, "index.bin");
-    expect_same_file(a, b, "rejects.jsonl");
-    for (int k = 0; k < 2; k++) {
-        assert_ok(agglo_json_read(test_path(k == 0 ? a : b, "dataset.json"), 1 << 24, &json[k], &err));
-        json_object_del(json_object_get(json[k], "report"), "seconds");
-    }
-    assert_true(json_equal(json[0], json[1]));
-    json_decref(json[0]);
-    json_decref(json[1]);
-    assert_ok(agglo_list_dir(a, arena, &names_a, &n_a, &err));
-    assert_int_equal(n_a, 4); /* nothing temporary is left */
-    agglo_arena_free(arena);
-}
-
-/* A path that stays: test_path keeps its last results only. */
-typedef struct path_text {
-    char text[300];
-} path_text;
-
-static path_text path_in(const char *dir, const char *name)
-{
-    path_text path;
-
-    snprintf(path.text, sizeof path.text, "%.230s/%.60s", dir, name);
-    return path;
-}
+#include "tests/unit/ingest/make_tar.h"
 
 /* ---- tests ---- */
 
@@ -348,8 +188,12 @@ static void test_damaged_and_missing_shards_cost_themselves(void **state)
     assert_true(report.up_to_date);
     assert_int_equal(report.shards_failed, 3);
     json_decref(report.rejected);
-    /* other input is not written over it */
-    assert_fails(agglo_ingest(sources, 3, &options, &report, &err), AGGLO_E_CONFIG, "other sources");
+    /* fewer of the same sources are there already; other options make another dataset */
+    assert_ok(agglo_ingest(sources, 3, &options, &report, &err));
+    assert_true(report.up_to_date);
+    json_decref(report.rejected);
+    options.min_side = 5;
+    assert_fails(agglo_ingest(sources, 4, &options, &report, &err), AGGLO_E_CONFIG, "min_side 0, not 5");
     json_decref(report.rejected);
 }
 
@@ -429,20 +273,21 @@ static void test_jobs_change_nothing(void **state)
     }
 }
 
-static void test_a_killed_run_starts_over(void **state)
+static void test_a_killed_run_goes_on(void **state)
 {
     agglo_err err = {0};
     path_text dir = path_in(test_dir(), ""), whole = path_in(dir.text, "whole"), file = path_in(dir.text, "a.tar");
     const char *source = file.text;
     agglo_ingest_options options = options_for(whole.text);
     agglo_ingest_report report;
+    uint64_t n_resumed = 0;
 
     (void)state;
     make_plain(source, NULL, false, "k", 400);
     options.shard_samples = 40;
     assert_ok(agglo_ingest(&source, 1, &options, &report, &err));
     json_decref(report.rejected);
-    for (unsigned delay = 0; delay < 60000; delay += 12000) {
+    for (unsigned delay = 0; delay < 120000; delay += 8000) {
         char name[32];
         path_text out;
         pid_t child;
@@ -460,9 +305,11 @@ static void test_a_killed_run_starts_over(void **state)
         kill(child, SIGKILL);
         waitpid(child, NULL, 0);
         assert_ok(agglo_ingest(&source, 1, &options, &report, &err));
+        n_resumed += report.samples_resumed;
         json_decref(report.rejected);
         expect_same_dataset(whole.text, out.text);
     }
+    assert_true(n_resumed > 0);
 }
 
 static void test_index_notices_every_flipped_bit(void **state)
@@ -596,7 +443,7 @@ int main(void)
         cmocka_unit_test(test_one_key_in_two_sources),
         cmocka_unit_test(test_limits),
         cmocka_unit_test(test_jobs_change_nothing),
-        cmocka_unit_test(test_a_killed_run_starts_over),
+        cmocka_unit_test(test_a_killed_run_goes_on),
         cmocka_unit_test(test_index_notices_every_flipped_bit),
         cmocka_unit_test(test_patterns),
         cmocka_unit_test(test_real_pictures),

@@ -359,7 +359,7 @@ static void expect_verdicts(const char *name, agglo_bytes encoded)
             size_t at = test_random_u32(&random) % encoded.size;
 
             damaged[at] = i % 2 == 0 ? (uint8_t)test_random_u32(&random)
-                                     : (uint8_t)(damaged[at] ^ (uint8_t)(1u << test_random_u32(&random) % 8));
+                                     : (uint8_t)(damaged[at] ^ 1u << test_random_u32(&random) % 8);
         }
         n_bad += !expect_verdict(name, (agglo_bytes){damaged, encoded.size});
         free(damaged);
