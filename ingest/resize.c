@@ -171,6 +171,7 @@ static int64_t output_weights(double *kernel, agglo_filter filter, double centre
     return magnitude;
 }
 _Static_assert(PRECISION - FRACTION == 6, "the float weights are scaled by 2^-6");
+_Static_assert(FRACTION == 16 && 2 * (MAX_FAST + 1) < INT16_MAX, "fractions are compared as 16-bit numbers");
 
 #if HAVE_AVX2
 /* The same, four inputs at a time: the same operations in the same order on every value, so the same bits. */
@@ -407,26 +408,27 @@ static uint8_t exact_value(const int32_t *w, int n, const uint8_t *in, size_t st
 #define FLOATS        __m256
 #define INTS          __m256i
 #define V(op)         _mm256_##op
-#define AND(a, b)     _mm256_and_si256(a, b)
 #define AS_INTS(quad) _mm256_broadcastsi128_si256(quad)
-#define BELOW(a, b)   (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(b, a)))
+#define BLEND(a, b)   _mm256_blend_epi16(a, b, 0xaa)
+#define ANY_BELOW(v, limit)                                                                                            \
+    (unsigned)_mm256_movemask_epi8(_mm256_cmpeq_epi16(_mm256_min_epu16(v, _mm256_set1_epi16((int16_t)((limit)-1))), v))
 #define LOAD_BYTES(p) _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)(p)))
 #define IN_ORDER(v)   _mm256_permutevar8x32_epi32(v, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))
 #define STORE(p, v)   _mm256_storeu_si256((void *)(p), v)
 #include "ingest/resize_loops.inc"
 
-#define N_LANES       16
-#define NAME(name)    name##_avx512
-#define FAST          __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq")))
-#define FLOATS        __m512
-#define INTS          __m512i
-#define V(op)         _mm512_##op
-#define AND(a, b)     _mm512_and_si512(a, b)
-#define AS_INTS(quad) _mm512_broadcast_i32x4(quad)
-#define BELOW(a, b)   (unsigned)_mm512_cmpgt_epi32_mask(b, a)
-#define LOAD_BYTES(p) _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)(p)))
-#define IN_ORDER(v)   _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), v)
-#define STORE(p, v)   _mm512_storeu_si512((void *)(p), v)
+#define N_LANES             16
+#define NAME(name)          name##_avx512
+#define FAST                __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq")))
+#define FLOATS              __m512
+#define INTS                __m512i
+#define V(op)               _mm512_##op
+#define AS_INTS(quad)       _mm512_broadcast_i32x4(quad)
+#define BLEND(a, b)         _mm512_mask_blend_epi16(0xaaaaaaaau, a, b)
+#define ANY_BELOW(v, limit) _mm512_cmplt_epu16_mask(v, _mm512_set1_epi16((int16_t)(limit)))
+#define LOAD_BYTES(p)       _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)(p)))
+#define IN_ORDER(v)         _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), v)
+#define STORE(p, v)         _mm512_storeu_si512((void *)(p), v)
 #include "ingest/resize_loops.inc"
 
 typedef struct fast_loops {
