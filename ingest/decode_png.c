@@ -77,11 +77,28 @@ static uint32_t crc32_of(const uint8_t *data, size_t n)
     return ~crc;
 }
 
+/* The orientation in an iTXt chunk that holds an uncompressed XMP packet; 0: none. */
+static int text_orientation(const uint8_t *data, size_t n)
+{
+    static const char keyword[] =
+        "XML:com.adobe.xmp"; /* and its NUL; then compressed?, method, language NUL, translation NUL, text */
+    const uint8_t *end = data + n, *p = data + sizeof keyword + 2;
+
+    if (n < sizeof keyword + 4 || memcmp(data, keyword, sizeof keyword) != 0 || data[sizeof keyword] != 0) {
+        return 0;
+    }
+    for (int k = 0; k < 2 && p != NULL; k++) {
+        p = memchr(p, 0, (size_t)(end - p));
+        p = p == NULL ? NULL : p + 1;
+    }
+    return p == NULL ? 0 : agglo_xmp_orientation(p, (size_t)(end - p));
+}
+
 /* The eXIf chunk may stand behind the pixels, so the chunks are walked here rather than by the decoder. *ended: there is a whole IEND,
  * which the decoder does not look at to its last byte. */
 static int find_orientation(agglo_bytes png, bool *ended)
 {
-    int orientation = 1;
+    int from_exif = 0, from_xmp = 0;
     bool found = false;
 
     *ended = false;
@@ -98,12 +115,14 @@ static int find_orientation(agglo_bytes png, bool *ended)
         }
         if (!found && memcmp(chunk + 4, "eXIf", 4) == 0 && n <= 0xffff &&
             crc32_of(chunk + 4, n + 4) == agglo_be32(chunk + 8 + n)) {
-            orientation = agglo_exif_orientation(chunk + 8, n);
+            from_exif = agglo_exif_orientation(chunk + 8, n);
             found = true;
+        } else if (from_xmp == 0 && memcmp(chunk + 4, "iTXt", 4) == 0) {
+            from_xmp = text_orientation(chunk + 8, n);
         }
         at += n + 12;
     }
-    return orientation;
+    return from_exif != 0 ? from_exif : from_xmp != 0 ? from_xmp : 1;
 }
 
 agglo_status agglo_png_open(agglo_png *png, agglo_bytes encoded, agglo_stored_image *out, agglo_reason *reason,

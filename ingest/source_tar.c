@@ -223,7 +223,9 @@ agglo_status agglo_tar_scan(agglo_source *source, agglo_source_visit visit, void
     archive_read_free(archive);
     if (err->status == AGGLO_OK && source->damage[0] != 0 &&
         (*reason == NULL || strcmp(*reason, "trailing_data") == 0)) {
-        end_scan(reason, detail, "shard_truncated", source->damage);
+        end_scan(reason, detail,
+                 strcmp(source->damage, AGGLO_SOURCE_TRAILING) == 0 ? "trailing_data" : "shard_truncated",
+                 source->damage);
     }
     return err->status;
 }
