@@ -9,7 +9,8 @@ cut from it; without --agglo, boxes are drawn here (timm's random-resized crop) 
 A view is: encoded bytes that are in memory already -> 8-bit RGB -> the box -> size x size by an antialiased bicubic filter. Two sets
 are measured: all pictures, and those that are JPEG, for the peers that read nothing else. A peer that is not installed is listed as
 missing. Every contender stays in processes of its own, held to as many CPUs as it has threads, and within a repetition they take turns.
-CPU time is counted beside wall time: on a machine with other work it is the steadier figure.
+One thread is compared by its processor time, which other work on the machine disturbs little; several by the time of day, for which the
+machine should be idle.
 
 --worker is how the script starts itself for one contender.
 """
@@ -265,20 +266,10 @@ class Contender:
 # ---- agglo ----
 
 def find_rate(report, field):
-    """Views per second in the report of agglo bench: `field` (dots go deeper), or the first number whose name says so."""
-    if field:
-        for part in field.split("."):
-            report = report[int(part) if isinstance(report, list) else part]
-        return float(report)
-    stack = [report]
-    while stack:
-        node = stack.pop(0)
-        for name, value in (node.items() if isinstance(node, dict) else enumerate(node)):
-            if isinstance(value, (dict, list)):
-                stack.append(value)
-            elif isinstance(value, (int, float)) and str(name) in ("views_per_s", "views_per_second", "images_per_s"):
-                return float(value)
-    raise SystemExit(f"no views per second in {json.dumps(report)[:400]}; name the field with --field")
+    """Views per second in a report of agglo bench decode; dots in `field` go deeper."""
+    for part in field.split("."):
+        report = report[part]
+    return float(report)
 
 
 def run_agglo(options, dataset, n_threads, cpus, boxes=None):
@@ -290,7 +281,7 @@ def run_agglo(options, dataset, n_threads, cpus, boxes=None):
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(command)}: exit status {done.returncode}")
     report = json.loads(done.stdout)
-    return find_rate(report, options.field), report
+    return find_rate(report, options.one_field if n_threads == 1 else options.all_field), report
 
 
 # ---- sets of pictures ----
@@ -366,7 +357,7 @@ def read_items(options, dataset, scratch):
             item["x"], item["y"], item["w"], item["h"] = draw_box(rng, *upright)
         item["stored"] = (height, width)
         item["box"] = stored_box(item["x"], item["y"], item["w"], item["h"], width, height, orientation)
-        item["turned"] = orientation != 1
+        item["reduced"] = item["format"] == "jpeg" and min(item["w"], item["h"]) >= 2 * SIZE
     return items
 
 
@@ -440,9 +431,9 @@ def measure(options, contenders, items, datasets, scratch):
             for name, set_name in turn:
                 row = rows[name, set_name]
                 if name == "agglo":
-                    rate, report = run_agglo(options, datasets[set_name], n, cpu_list(n))
-                    row["wall"].setdefault(n, []).append(rate)
-                    row["report"] = report
+                    rate, _ = run_agglo(options, datasets[set_name], n, cpu_list(n))
+                    # of one thread it counts the processor time, of several the time of day
+                    row["cpu" if n == 1 else "wall"].setdefault(n, []).append(rate)
                     continue
                 done = contenders[name].run(sets[set_name], n, cpu_list(n))
                 if done is not None:
@@ -452,37 +443,43 @@ def measure(options, contenders, items, datasets, scratch):
 
 
 def median(values):
-    return statistics.median(values) if values else None
+    return round(statistics.median(values), 1) if values else None
 
 
-def report(options, contenders, rows, n_items):
-    out = {"machine": machine(), "size": SIZE, "reps": options.reps, "boxes": "agglo" if options.agglo else "drawn here",
-           "pictures": n_items, "rows": [], "missing": {}}
+def show(value, form):
+    return "" if value is None else format(value, form)
+
+
+def report(options, contenders, rows, n_items, n_reduced):
+    out = {"machine": machine(), "load": os.getloadavg()[0], "size": SIZE, "reps": options.reps,
+           "boxes": "agglo" if options.agglo else "drawn here", "pictures": n_items, "reduced": n_reduced, "rows": [], "missing": {}}
     for (name, set_name), row in rows.items():
-        for n, wall in row["wall"].items():
+        for n in sorted(row["wall"].keys() | row["cpu"].keys()):
+            wall, cpu = row["wall"].get(n, []), row["cpu"].get(n, [])
             out["rows"].append({"contender": name, "version": contenders[name].version if name in contenders else options.version,
-                                "set": set_name, "threads": n, "views_per_s": round(median(wall), 1),
-                                "best": round(max(wall), 1), "worst": round(min(wall), 1),
-                                "views_per_cpu_s": round(median(row["cpu"].get(n)), 1) if row["cpu"].get(n) else None,
+                                "set": set_name, "threads": n, "views_per_s": median(wall), "worst": round(min(wall), 1) if wall else None,
+                                "best": round(max(wall), 1) if wall else None, "views_per_cpu_s": median(cpu),
                                 "from_pillow": row["compare"], "remark": PEERS[name][2] if name in PEERS else ""})
-    agglo = {(r["set"], r["threads"]): r["views_per_s"] for r in out["rows"] if r["contender"] == "agglo"}
+
+    # one thread is compared by processor time, several by the time of day
+    figure = {1: "views_per_cpu_s"}
+    agglo = {(r["set"], r["threads"]): r[figure.get(r["threads"], "views_per_s")] for r in out["rows"] if r["contender"] == "agglo"}
     for r in out["rows"]:
-        base = agglo.get((r["set"], r["threads"]))
-        r["of_agglo"] = round(r["views_per_s"] / base, 2) if base else None
+        base, own = agglo.get((r["set"], r["threads"])), r[figure.get(r["threads"], "views_per_s")]
+        r["of_agglo"] = round(own / base, 2) if base and own else None
     for name, c in contenders.items():
         if c.failed:
             out["missing"][name] = c.failed
-    print(f"{out['machine']}\nviews of {SIZE} x {SIZE}, median of {options.reps}; off: mean and largest difference from Pillow's pixels\n")
-    print(f"{'set':5} {'threads':>7}  {'contender':12} {'views/s':>8} {'worst':>8} {'best':>8} {'of agglo':>8} {'per CPU s':>9} {'off':>11}  version")
-    for r in sorted(out["rows"], key=lambda r: (r["set"], r["threads"], -r["views_per_s"])):
+    print(f"{out['machine']}, load {out['load']:.1f}\nviews of {SIZE} x {SIZE}, median of {options.reps}; "
+          "off: mean and largest difference from Pillow's pixels\n")
+    print(f"{'set':5} {'threads':>7}  {'contender':12} {'per CPU s':>9} {'views/s':>8} {'worst':>8} {'best':>8} {'of agglo':>8} {'off':>11}  version")
+    for r in sorted(out["rows"], key=lambda r: (r["set"], r["threads"], -(r[figure.get(r["threads"], "views_per_s")] or 0))):
         off = "" if r["from_pillow"] is None else "{:.2f} {:3d}".format(*r["from_pillow"])
-        cpu = "" if r["views_per_cpu_s"] is None else f"{r['views_per_cpu_s']:.1f}"
-        share = "" if r["of_agglo"] is None else f"{r['of_agglo']:.2f}"
         remark = f" ({r['remark']})" if r["remark"] else ""
-        print(f"{r['set']:5} {r['threads']:7}  {r['contender']:12} {r['views_per_s']:8.1f} {r['worst']:8.1f} {r['best']:8.1f} {share:>8} "
-              f"{cpu:>9} {off:>11}  {r['version']}{remark}")
+        print(f"{r['set']:5} {r['threads']:7}  {r['contender']:12} {show(r['views_per_cpu_s'], '.1f'):>9} {show(r['views_per_s'], '.1f'):>8} "
+              f"{show(r['worst'], '.1f'):>8} {show(r['best'], '.1f'):>8} {show(r['of_agglo'], '.2f'):>8} {off:>11}  {r['version']}{remark}")
     for set_name, n in n_items.items():
-        print(f"{set_name}: {n} pictures")
+        print(f"{set_name}: {n} pictures" + (f"; agglo decodes {n_reduced} of their JPEGs at a reduced scale" if options.agglo else ""))
     for name, why in out["missing"].items():
         print(f"missing: {name}: {why}")
     if options.json:
@@ -496,8 +493,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("dataset", type=pathlib.Path)
     parser.add_argument("--agglo", help="the program; without it only the peers are measured")
-    parser.add_argument("--agglo-args", default="", help="further options of agglo bench decode")
-    parser.add_argument("--field", help="where agglo's report has the views per second; dots go deeper")
+    parser.add_argument("--agglo-args", default="--seconds 1 --limit 100000", help="options of agglo bench decode")
+    parser.add_argument("--one-field", default="one_thread.views.images_per_s", help="where its report has the views per second of one thread")
+    parser.add_argument("--all-field", default="all_threads.views.images_per_s", help="the same of several")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--reps", type=int, default=5)
     parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS))
@@ -521,7 +519,7 @@ def main():
         contenders = {name: Contender(name, manifest, max(options.threads)) for name in options.peers}
         try:
             rows, n_items = measure(options, contenders, items, datasets, scratch)
-            report(options, contenders, rows, n_items)
+            report(options, contenders, rows, n_items, sum(item["reduced"] for item in items))
         finally:
             for c in contenders.values():
                 c.close()
