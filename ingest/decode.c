@@ -196,12 +196,12 @@ static bool mirrors_y(int orientation)
     return orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
 }
 
-/* The value of a directory entry as TIFF writes numbers: the first one, in whatever integer type it comes. 0: none that is a number. */
+/* The value of a directory entry as TIFF writes numbers: the first one, of any integer type but BYTE (bytes to Pillow). 0: no number. */
 static uint32_t entry_value(const uint8_t *data, size_t n_bytes, const uint8_t *e, bool big)
 {
     unsigned type = big ? (unsigned)(e[2] << 8 | e[3]) : agglo_le16(e + 2);
     uint32_t count = big ? agglo_be32(e + 4) : agglo_le32(e + 4);
-    size_t n = type == 1 || type == 6 ? 1 : type == 3 || type == 8 ? 2 : type == 4 || type == 9 ? 4 : 0;
+    size_t n = type == 6 ? 1 : type == 3 || type == 8 ? 2 : type == 4 || type == 9 ? 4 : 0;
     const uint8_t *p = e + 8;
 
     if (n == 0 || count == 0) {

@@ -39,18 +39,18 @@ agglo_name_kind agglo_name_split(const char *name, size_t *n_key)
     const char *slash = strrchr(name, '/'), *dot, *base = slash == NULL ? name : slash + 1;
     size_t n = strlen(name);
 
-    /* "__", anything but slashes, "__", then a slash or the end */
+    /* a name without slashes that begins and ends with "__"; or "__", anything but slashes, "__" and a slash */
     if (strncmp(name, "__", 2) == 0) {
         size_t n_first = strcspn(name, "/");
 
-        if (n_first >= 4 && memcmp(name + n_first - 2, "__", 2) == 0) {
+        if (memcmp(name + n_first - 2, "__", 2) == 0 && (n_first >= 4 || name[n_first] == 0)) {
             return AGGLO_NAME_META;
         }
     }
     *n_key = n;
     dot = strchr(base, '.');
     /* the directory counts as stem ("dir/.foo" has the key "dir/"), as in webdataset's pattern */
-    if (dot == NULL || dot == name) {
+    if (dot == NULL || dot == name || (dot == base && memchr(name, '.', (size_t)(base - name)) != NULL)) {
         return AGGLO_NAME_NO_KEY;
     }
     *n_key = (size_t)(dot - name);
