@@ -192,6 +192,7 @@ agglo_status agglo_backend_cpu_new(agglo_backend **out, int n_threads, agglo_err
         .download = cpu_move,
         .copy = cpu_move,
         .zero = cpu_zero,
+        .product = agglo_cpu_product,
     };
     be = &made->cpu.base;
     be->ops = &made->ops;

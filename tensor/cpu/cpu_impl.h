@@ -39,6 +39,10 @@ static inline void *agglo_cpu_worker(agglo_backend *be, int worker)
 void agglo_cpu_sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a,
                      int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
 
+/* agglo_backend_product. */
+void agglo_cpu_product(agglo_backend *be, const agglo_tensor *a, const agglo_tensor *b, bool transpose_b,
+                       agglo_tensor *c);
+
 /* The status of a product that failed on any thread since the last call, 0 when none did. */
 int agglo_cpu_sgemm_failure(void);
 
