@@ -21,7 +21,7 @@ static void cpu_free(agglo_backend *be)
 static bool cpu_supports(const agglo_backend *be, agglo_dtype dtype)
 {
     (void)be;
-    return dtype == AGGLO_F32;
+    return dtype == AGGLO_F32 || dtype == AGGLO_BF16;
 }
 
 static void cpu_wait(agglo_backend *be)

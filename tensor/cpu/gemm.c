@@ -21,7 +21,7 @@
 #define PACK_PANELS  4 /* per task */
 
 typedef struct gemm_work {
-    const agglo_cpu_product *product;
+    const agglo_cpu_gemm *product;
     agglo_backend *be;
     int64_t block_k;
     int64_t n0, k0, n, k; /* of B, what is packed now */
@@ -58,7 +58,7 @@ static void add_row_sums(int64_t n, int64_t k, const float *panel, float *sums)
 }
 
 /* Rows m0..m0+m of A, k steps from k0 on, as panels [k][GEMM_ROWS]. */
-static void pack_a(const agglo_cpu_product *product, int64_t m0, int64_t m, int64_t k0, int64_t k, bool sum, float *out)
+static void pack_a(const agglo_cpu_gemm *product, int64_t m0, int64_t m, int64_t k0, int64_t k, bool sum, float *out)
 {
     for (int64_t i = 0; i < m; i += GEMM_ROWS) {
         int64_t n = agglo_min(GEMM_ROWS, m - i);
@@ -114,7 +114,7 @@ static void kernel_edge(int64_t m, int64_t n, int64_t k, const float *a, const f
 static void tile_task(void *context, int64_t index, int worker)
 {
     const gemm_work *job = context;
-    const agglo_cpu_product *product = job->product;
+    const agglo_cpu_gemm *product = job->product;
     int64_t m0 = index / job->n_tiles * job->tile_m, m = agglo_min(job->tile_m, product->m - m0);
     int64_t n0 = index % job->n_tiles * job->tile_n, n1 = agglo_min(n0 + job->tile_n, job->n);
     float *a = agglo_cpu_worker(job->be, worker);
@@ -155,7 +155,7 @@ static int64_t part(int64_t n, int64_t most, int64_t unit)
     return agglo_ceil_div(agglo_ceil_div(n, parts), unit) * unit;
 }
 
-void AGGLO_CPU_NAME(product)(agglo_backend *be, const agglo_cpu_product *product)
+void AGGLO_CPU_NAME(gemm)(agglo_backend *be, const agglo_cpu_gemm *product)
 {
     gemm_work job = {.product = product, .be = be};
     int64_t super_n, super_k, worker_floats;
