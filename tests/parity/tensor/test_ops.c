@@ -79,6 +79,64 @@ static void test_every_reference_has_a_row(void **state)
     }
 }
 
+/* What the harness and the bench take for granted of a row, those included that only a bench runs. */
+static void check_row(const agglo_op_case *row, agglo_dtype type)
+{
+    const bool bench = row->use == AGGLO_USE_BENCH;
+    agglo_op_case c = agglo_op_case_at(row, 2);
+    agglo_op_array a[AGGLO_OP_ARRAYS] = {0};
+    char text[256];
+
+    agglo_op_case_text(&c, type, text, sizeof text);
+    if (strlen(text) + 1 == sizeof text || c.op->n_arrays > AGGLO_OP_ARRAYS || (c.flags & ~c.op->flags) != 0) {
+        fail_msg("%s: too long, too many arrays, or flags that the operator does not know", text);
+    }
+    if (!bench && (row->use & AGGLO_USE_PARITY) == 0) {
+        fail_msg("%s: neither for parity nor for a bench, or for both", text);
+    }
+    for (int i = 0; i < AGGLO_OP_DIMS; i++) {
+        if (row->d[i] < 0 && !bench) {
+            fail_msg("%s: an extent for each picture of a batch is for benches", text);
+        }
+    }
+    if (bench != (row->label != NULL)) {
+        fail_msg("%s: rows for a bench have a label, others have none", text);
+    }
+    c.op->shape(&c, type, a);
+    for (int i = 0; i < c.op->n_arrays; i++) {
+        if (a[i].role == AGGLO_ARRAY_ABSENT) {
+            continue;
+        }
+        if (a[i].rank < 1 || a[i].rank > AGGLO_MAX_RANK || agglo_op_array_count(&a[i]) < 1 ||
+            (a[i].role == AGGLO_ARRAY_FIXED && c.op->fill == NULL)) {
+            fail_msg("%s: array %d has no extents, or nothing that fills it", text, i);
+        }
+    }
+    if (!(agglo_op_case_bytes(&c, type) > 0.0) || !(c.op->flops(&c) >= 0.0)) {
+        fail_msg("%s: moves no bytes", text);
+    }
+}
+
+static void test_rows_are_sound(void **state)
+{
+    size_t n_families;
+    const agglo_op_family *const *table = agglo_op_table(&n_families);
+
+    (void)state;
+    for (size_t f = 0; f < n_families; f++) {
+        for (size_t i = 0; i < table[f]->n_cases; i++) {
+            const agglo_op_case *row = &table[f]->cases[i];
+
+            assert_true(row->types >= 1 && row->types <= (AGGLO_OP_F32 | AGGLO_OP_BF16));
+            for (unsigned type = AGGLO_OP_F32; type <= AGGLO_OP_BF16; type <<= 1) {
+                if ((row->types & type) != 0) {
+                    check_row(row, type == AGGLO_OP_BF16 ? AGGLO_BF16 : AGGLO_F32);
+                }
+            }
+        }
+    }
+}
+
 /* Vectors at and below the norm at which the cosine clamps. Gradients there are some 1e8 times those of ordinary rows, so that each
  * row is compared by itself. */
 static void test_small_norms(void **state)
@@ -153,7 +211,9 @@ static int close_backends(void **state)
 
 int main(void)
 {
-    struct CMUnitTest tests[MAX_FAMILIES + 2] = {
+    enum { N_OTHERS = 3 };
+    struct CMUnitTest tests[MAX_FAMILIES + N_OTHERS] = {
+        cmocka_unit_test(test_rows_are_sound),
         cmocka_unit_test(test_every_reference_has_a_row),
         cmocka_unit_test(test_small_norms),
     };
@@ -162,12 +222,12 @@ int main(void)
 
     AGGLO_ASSERT(n_families <= MAX_FAMILIES);
     for (size_t i = 0; i < n_families; i++) {
-        tests[i + 2].name = table[i]->name;
-        tests[i + 2].test_func = test_family;
-        tests[i + 2].initial_state = (void *)(uintptr_t)table[i];
+        tests[i + N_OTHERS].name = table[i]->name;
+        tests[i + N_OTHERS].test_func = test_family;
+        tests[i + N_OTHERS].initial_state = (void *)(uintptr_t)table[i];
     }
     device = test_device();
     test_filter();
-    return test_finish("parity_tensor_ops", _cmocka_run_group_tests("parity_tensor_ops", tests, n_families + 2,
+    return test_finish("parity_tensor_ops", _cmocka_run_group_tests("parity_tensor_ops", tests, n_families + N_OTHERS,
                                                                     open_backends, close_backends));
 }
