@@ -137,6 +137,48 @@ static void test_rows_are_sound(void **state)
     }
 }
 
+/* The product that benches call the machine's best is one. */
+static void test_product_alone(void **state)
+{
+    enum { M = 37, N = 19, K = 23 };
+    static double a[M * K], w[N * K], expected[M * N];
+    static float a_f[M * K], w_f[N * K], turned[K * N], got[M * N];
+    test_random random = test_random_new(98);
+    agglo_err err = {0};
+
+    (void)state;
+    test_random_fill(&random, a_f, M * K, 1.0f);
+    test_random_fill(&random, w_f, N * K, 1.0f);
+    for (int i = 0; i < M * K; i++) {
+        a[i] = (double)a_f[i];
+    }
+    for (int i = 0; i < N * K; i++) {
+        w[i] = (double)w_f[i];
+        turned[i % K * N + i / K] = w_f[i];
+    }
+    ref_linear(M, N, K, a, w, NULL, REF_NONE, NULL, expected);
+    for (int i = 0; i < 6; i++) { /* every backend, both ways */
+        agglo_backend *be = backends.same[i / 2];
+        bool transposed = i % 2 == 0;
+        agglo_tensor ta = agglo_tensor_2d(agglo_backend_alloc(be, sizeof a_f, &err), AGGLO_F32, M, K);
+        agglo_tensor tb = agglo_tensor_2d(agglo_backend_alloc(be, sizeof w_f, &err), AGGLO_F32, transposed ? N : K,
+                                          transposed ? K : N);
+        agglo_tensor tc = agglo_tensor_2d(agglo_backend_alloc(be, sizeof got, &err), AGGLO_F32, M, N);
+
+        agglo_upload(be, ta.data, a_f, sizeof a_f);
+        agglo_upload(be, tb.data, transposed ? w_f : turned, sizeof w_f);
+        agglo_backend_product(be, &ta, &tb, transposed, &tc);
+        agglo_download(be, got, tc.data, sizeof got);
+        assert_ok(agglo_backend_check(be, &err));
+        for (int j = 0; j < M * N; j++) {
+            assert_true(fabs((double)got[j] - expected[j]) < 1e-4);
+        }
+        agglo_backend_release(be, ta.data);
+        agglo_backend_release(be, tb.data);
+        agglo_backend_release(be, tc.data);
+    }
+}
+
 /* Vectors at and below the norm at which the cosine clamps. Gradients there are some 1e8 times those of ordinary rows, so that each
  * row is compared by itself. */
 static void test_small_norms(void **state)
@@ -211,9 +253,10 @@ static int close_backends(void **state)
 
 int main(void)
 {
-    enum { N_OTHERS = 3 };
+    enum { N_OTHERS = 4 };
     struct CMUnitTest tests[MAX_FAMILIES + N_OTHERS] = {
         cmocka_unit_test(test_rows_are_sound),
+        cmocka_unit_test(test_product_alone),
         cmocka_unit_test(test_every_reference_has_a_row),
         cmocka_unit_test(test_small_norms),
     };
