@@ -70,32 +70,7 @@ static void pack_a(const agglo_cpu_gemm *product, int64_t m0, int64_t m, int64_t
     }
 }
 
-#define KERNEL(n_vec)                                                                                                  \
-    static void kernel_##n_vec(int64_t k, const float *a, const float *b, float *c, int64_t ldc, bool accumulate)      \
-    {                                                                                                                  \
-        gemm_kernel(n_vec, k, a, 1, GEMM_ROWS, b, GEMM_COLS, c, ldc, accumulate);                                      \
-    }
-
-KERNEL(1)
-KERNEL(2)
-#if GEMM_VECS > 2
-KERNEL(3)
-#endif
-
-static void kernel(int64_t n, int64_t k, const float *a, const float *b, float *c, int64_t ldc, bool accumulate)
-{
-    if (n <= GEMM_LANES) {
-        kernel_1(k, a, b, c, ldc, accumulate);
-        return;
-    }
-#if GEMM_VECS > 2
-    if (n > 2 * GEMM_LANES) {
-        kernel_3(k, a, b, c, ldc, accumulate);
-        return;
-    }
-#endif
-    kernel_2(k, a, b, c, ldc, accumulate);
-}
+GEMM_KERNELS(kernel, 1, GEMM_ROWS)
 
 /* The same at C's edge, by way of a whole tile. */
 static void kernel_edge(int64_t m, int64_t n, int64_t k, const float *a, const float *b, float *c, int64_t ldc,
