@@ -440,6 +440,14 @@ static void cast_chunk(void *context, int64_t index, int worker)
     for (int64_t i = first; i < end; i += BLOCK) {
         size_t n = (size_t)agglo_min(BLOCK, end - i);
 
+        if (job->from_dtype == AGGLO_F32 && job->to_dtype == AGGLO_BF16) {
+            agglo_cpu_to_bf16((int64_t)n, (const float *)job->from + i, (uint16_t *)job->to + i);
+            continue;
+        }
+        if (job->from_dtype == AGGLO_BF16 && job->to_dtype == AGGLO_F32) {
+            agglo_cpu_from_bf16((int64_t)n, (const uint16_t *)job->from + i, (float *)job->to + i);
+            continue;
+        }
         agglo_dtype_to_f32(block, (const uint8_t *)job->from + (size_t)i * from_size, job->from_dtype, n);
         agglo_dtype_from_f32((uint8_t *)job->to + (size_t)i * to_size, block, job->to_dtype, n);
     }

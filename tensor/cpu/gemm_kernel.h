@@ -178,6 +178,20 @@ GEMM_INLINE void gemm_pack_cols(int width, int64_t n, int64_t k, const float *in
     }
 }
 
+/* Columns first.. of rows k0..k0+k of an F32 operand whose k does not run fastest, as panels [k][width], `n_panels` whole ones: row by row, since
+ * rows may lie a page apart. */
+GEMM_INLINE void gemm_pack_panels(int width, const agglo_cpu_operand *in, int64_t first, int64_t n_panels, int64_t k0,
+                                  int64_t k, float *out)
+{
+    for (int64_t p = 0; p < k; p++) {
+        const float *row = (const float *)in->data + (k0 + p) * in->ld + first;
+
+        for (int64_t j = 0; j < n_panels; j++) {
+            memcpy(out + (j * k + p) * width, row + j * width, (size_t)width * sizeof *out);
+        }
+    }
+}
+
 /* Outer rows first..first+n (n <= width) and k rows k0..k0+k of an operand as a panel [k][width], in F32. */
 GEMM_INLINE void gemm_pack(int width, const agglo_cpu_operand *in, int64_t first, int64_t n, int64_t k0, int64_t k,
                            float *out)
