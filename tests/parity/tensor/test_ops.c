@@ -770,7 +770,7 @@ static double resize_loss(const test_case *c, double **v, const array *a)
 
 #define GRAD_SCALE 0.5
 
-static const agglo_loss_config loss_config = {1.5f, 0.9f, 0.1f, 1.0f};
+static const agglo_loss_config loss_config = {1.5f, 0.9f, 0.1f, 1.0f, 0.0f};
 static const ref_loss_config ref_config = {1.5, (double)0.9f, (double)0.1f, 1.0};
 
 static void loss_shape(const test_case *c, array *a)
