@@ -71,6 +71,10 @@ typedef struct agglo_backend_ops {
                         agglo_tensor *d_pred, const agglo_loss_values *values, agglo_tensor *sums);
     void (*adamw)(agglo_backend *be, const agglo_adamw_config *config, agglo_tensor *p, const agglo_tensor *g,
                   agglo_tensor *m, agglo_tensor *v);
+    void (*adamw_many)(agglo_backend *be, const agglo_adamw_config *config, float max_norm, bool guarded,
+                       agglo_optim *optim);
+    void (*ema)(agglo_backend *be, float decay, agglo_optim *optim);
+    void (*grad_norm)(agglo_backend *be, agglo_optim *optim);
     void (*sum_squares)(agglo_backend *be, const agglo_tensor *x, agglo_tensor *out);
     void (*axpy)(agglo_backend *be, float a, const agglo_tensor *x, agglo_tensor *y);
     void (*cast)(agglo_backend *be, const agglo_tensor *x, agglo_tensor *y);

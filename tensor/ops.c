@@ -335,18 +335,6 @@ void agglo_resize_bilinear_bwd(agglo_backend *be, const agglo_tensor *d_y, bool 
     }
 }
 
-void agglo_adamw(agglo_backend *be, const agglo_adamw_config *config, agglo_tensor *p, const agglo_tensor *g,
-                 agglo_tensor *m, agglo_tensor *v)
-{
-    int64_t n = agglo_tensor_count(p);
-
-    AGGLO_ASSERT(config->step >= 1 && real(be, p) && f32(p) && vector(be, g, n) && f32(g));
-    AGGLO_ASSERT(vector(be, m, n) && f32(m) && vector(be, v, n) && f32(v));
-    if (ready(be)) {
-        be->ops->adamw(be, config, p, g, m, v);
-    }
-}
-
 void agglo_sum_squares(agglo_backend *be, const agglo_tensor *x, agglo_tensor *out)
 {
     AGGLO_ASSERT(real(be, x) && vector(be, out, 1) && f32(out));

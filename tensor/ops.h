@@ -10,6 +10,7 @@
 
 #include "tensor/backend.h"
 #include "tensor/ops_loss.h"
+#include "tensor/ops_optim.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -90,17 +91,6 @@ void agglo_tokens_mean_bwd(agglo_backend *be, const agglo_tensor *d_y, bool accu
  * s = max((o + 0.5) in/out - 0.5, 0) (spec teachers.md section 4). */
 void agglo_resize_bilinear(agglo_backend *be, const agglo_tensor *x, agglo_tensor *y);
 void agglo_resize_bilinear_bwd(agglo_backend *be, const agglo_tensor *d_y, bool accumulate, agglo_tensor *d_x);
-
-/* One AdamW step over one tensor (decoupled decay; Loshchilov and Hutter, ICLR 2019), step counted from 1:
- *   p -= lr wd p;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  p -= lr (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + eps)
- * g is multiplied by grad_scale first (clipping). */
-typedef struct agglo_adamw_config {
-    float lr, beta1, beta2, eps, weight_decay, grad_scale;
-    int64_t step;
-} agglo_adamw_config;
-
-void agglo_adamw(agglo_backend *be, const agglo_adamw_config *config, agglo_tensor *p, const agglo_tensor *g,
-                 agglo_tensor *m, agglo_tensor *v);
 
 /* out[0] += sum of squares of x (F32, fixed tree). */
 void agglo_sum_squares(agglo_backend *be, const agglo_tensor *x, agglo_tensor *out);

@@ -50,6 +50,7 @@ void AGGLO_CPU_NAME(elementwise_ops)(agglo_backend_ops *ops);
 void AGGLO_CPU_NAME(linear_ops)(agglo_backend_ops *ops);
 void AGGLO_CPU_NAME(loss_ops)(agglo_backend_ops *ops);
 void AGGLO_CPU_NAME(norm_ops)(agglo_backend_ops *ops);
+void AGGLO_CPU_NAME(optim_ops)(agglo_backend_ops *ops);
 void AGGLO_CPU_NAME(tokens_ops)(agglo_backend_ops *ops);
 
 /* y[i] = act(x[i] + b[i]), b NULL for none; pre[i] = x[i] + b[i] is kept where pre is given. x, pre and y may be the same row. */
