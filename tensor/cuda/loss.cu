@@ -3,7 +3,7 @@
  *     scale   one block: sum of the tokens' weights and number of samples, in double; from them the factors of the gradient
  *     loss    a warp per token, eight to a block, lanes striding over the channels: decodes the target as it reads it, takes the five
  *             sums (p.t, p.p, t.t, L1, squares) by butterflies, then, from cache, writes the gradient
- *     sums    one block adds the tokens' values in double
+ *     partial, sums    blocks add the tokens' values in double, 1,024 each; one block adds theirs
  *
  * Where the target's map has a matrix M[K,C], chunks of at most CHUNK_BYTES of products go through the workspace between scale and sums:
  * F32 predictions by one kernel that decodes to F32 and cuBLASLt (no TF32), BF16 predictions by `product`, an own tiled kernel that
@@ -24,6 +24,8 @@
 #define ROWS        (BLOCK / WARP)
 #define VALUES      3 /* cos, smooth-L1, squared error */
 #define CHUNK_BYTES ((int64_t)64 << 20)
+#define PIECE       1024 /* tokens whose values a block adds */
+#define PARTIAL     4
 
 #define TILE_M 128
 #define TILE_N 128
@@ -59,11 +61,14 @@ static __global__ void loss_scale_kernel(agglo_loss_config config, float grad_sc
 {
     double weights = 0.0, n_samples = 0.0;
 
-    for (int64_t i = threadIdx.x; i < batch * w.n; i += blockDim.x) {
+    for (int64_t i = threadIdx.x; w.token != NULL && i < batch * w.n; i += blockDim.x) {
         weights += (double)weight_of(w, i);
     }
     for (int64_t b = threadIdx.x; b < batch; b += blockDim.x) {
-        n_samples += w.valid == NULL || w.valid[b] != 0.0f ? 1.0 : 0.0;
+        float valid = w.valid == NULL ? 1.0f : w.valid[b];
+
+        n_samples += valid != 0.0f ? 1.0 : 0.0;
+        weights += w.token == NULL ? (double)valid * (double)w.n : 0.0;
     }
     weights = block_sum(weights);
     n_samples = block_sum(n_samples);
@@ -283,23 +288,24 @@ static __global__ void __launch_bounds__(BLOCK)
     }
 }
 
-/* Add to sums[n_sums] and give the values out. */
-static __global__ void loss_sums_kernel(int64_t m, agglo_loss_config config, loss_weights w, const float *values,
-                                        const loss_scale *scale, float *cos_out, float *l1_out, float *sq_out,
-                                        float *sums, int64_t n_sums)
+/* Of PIECE tokens: sums of cos, L1, squares and of the loss; and the values given out. partial[blocks][PARTIAL] */
+static __global__ void __launch_bounds__(BLOCK)
+    loss_partial_kernel(int64_t m, agglo_loss_config config, loss_weights w, const float *values, float *cos_out,
+                        float *l1_out, float *sq_out, double *partial)
 {
-    double cosine = 0.0, l1 = 0.0, sq = 0.0, total = 0.0;
+    int64_t first = (int64_t)blockIdx.x * PIECE, end = first + PIECE < m ? first + PIECE : m;
+    double sums[PARTIAL] = {0.0, 0.0, 0.0, 0.0};
 
-    for (int64_t i = threadIdx.x; i < m; i += blockDim.x) {
+    for (int64_t i = first + threadIdx.x; i < end; i += BLOCK) {
         const float *value = values + VALUES * i;
         double weight = (double)weight_of(w, i);
 
-        cosine += weight * (double)value[0];
-        l1 += weight * (double)value[1];
-        sq += weight * (double)value[2];
-        total += weight * (double)sample_factor(w, i) *
-                 ((double)config.alpha * (1.0 - (double)value[0]) + (double)config.beta * (double)value[1] +
-                  (double)config.squared * (double)value[2]);
+        sums[0] += weight * (double)value[0];
+        sums[1] += weight * (double)value[1];
+        sums[2] += weight * (double)value[2];
+        sums[3] += weight * (double)sample_factor(w, i) *
+                   ((double)config.alpha * (1.0 - (double)value[0]) + (double)config.beta * (double)value[1] +
+                    (double)config.squared * (double)value[2]);
         if (cos_out != NULL) {
             cos_out[i] = value[0];
         }
@@ -310,19 +316,37 @@ static __global__ void loss_sums_kernel(int64_t m, agglo_loss_config config, los
             sq_out[i] = value[2];
         }
     }
-    cosine = block_sum(cosine);
-    l1 = block_sum(l1);
-    sq = block_sum(sq);
-    total = block_sum(total);
+    for (int k = 0; k < PARTIAL; k++) {
+        double sum = block_sum(sums[k]);
+
+        if (threadIdx.x == 0) {
+            partial[(int64_t)blockIdx.x * PARTIAL + k] = sum;
+        }
+    }
+}
+
+/* Add to sums[n_sums]. */
+static __global__ void loss_sums_kernel(int64_t n_pieces, float lambda, const double *partial, const loss_scale *scale,
+                                        float *sums, int64_t n_sums)
+{
+    double all[PARTIAL] = {0.0, 0.0, 0.0, 0.0};
+
+    for (int64_t i = threadIdx.x; i < n_pieces; i += blockDim.x) {
+        for (int k = 0; k < PARTIAL; k++) {
+            all[k] += partial[i * PARTIAL + k];
+        }
+    }
+    for (int k = 0; k < PARTIAL; k++) {
+        all[k] = block_sum(all[k]);
+    }
     if (threadIdx.x == 0) {
-        sums[AGGLO_LOSS_COS] += (float)cosine;
-        sums[AGGLO_LOSS_SMOOTH_L1] += (float)l1;
+        sums[AGGLO_LOSS_COS] += (float)all[0];
+        sums[AGGLO_LOSS_SMOOTH_L1] += (float)all[1];
         sums[AGGLO_LOSS_TOKENS] += (float)scale->weights;
         sums[AGGLO_LOSS_SAMPLES] += scale->n_samples;
         if (n_sums == AGGLO_LOSS_SUMS) {
-            sums[AGGLO_LOSS_SQUARED] += (float)sq;
-            sums[AGGLO_LOSS_TOTAL] +=
-                scale->weights > 0.0 ? (float)((double)config.lambda * total / scale->weights) : 0.0f;
+            sums[AGGLO_LOSS_SQUARED] += (float)all[2];
+            sums[AGGLO_LOSS_TOTAL] += scale->weights > 0.0 ? (float)((double)lambda * all[3] / scale->weights) : 0.0f;
         }
     }
 }
@@ -538,7 +562,11 @@ static void target_loss(agglo_backend *be, const agglo_loss_config *config, cons
     const agglo_map *map = &target->map;
     loss_work job = {};
     stored s = {};
-    size_t scale_bytes = 256, value_bytes = ((size_t)(VALUES * m) * sizeof(float) + 255) / 256 * 256;
+    int64_t n_pieces = agglo_cuda_ceil_div(m, PIECE);
+    size_t scale_bytes = 256, partial_bytes = ((size_t)(n_pieces * PARTIAL) * sizeof(double) + 255) / 256 * 256,
+           value_bytes = ((size_t)(VALUES * m) * sizeof(float) + 255) / 256 * 256,
+           head_bytes = scale_bytes + partial_bytes + value_bytes;
+    double *partial;
     int64_t floats_per_row = 0, chunk = 0;
     uint8_t *space;
 
@@ -566,26 +594,28 @@ static void target_loss(agglo_backend *be, const agglo_loss_config *config, cons
         floats_per_row = job.bf16 ? agglo_cuda_ceil_div(c, TILE_N) * TILE_N : k + c;
         chunk = chunk_rows(m, floats_per_row);
     }
-    space = (uint8_t *)agglo_cuda_reserve(cuda,
-                                          scale_bytes + value_bytes + (size_t)(chunk * floats_per_row) * sizeof(float));
+    space = (uint8_t *)agglo_cuda_reserve(cuda, head_bytes + (size_t)(chunk * floats_per_row) * sizeof(float));
     if (space == NULL) {
         return;
     }
     job.scale = (const loss_scale *)space;
-    job.values = (float *)(space + scale_bytes);
+    partial = (double *)(space + scale_bytes);
+    job.values = (float *)(space + scale_bytes + partial_bytes);
     loss_scale_kernel<<<1, 1024, 0, cuda->stream>>>(*config, grad_scale, batch, c, job.weights, (loss_scale *)space);
     agglo_cuda_launched(cuda, "target_loss");
     if (map->matrix != NULL) {
-        run_products(&job, m, chunk, s, map, (float *)(space + scale_bytes + value_bytes));
+        run_products(&job, m, chunk, s, map, (float *)(space + head_bytes));
     } else {
         finish f = {map->diagonal, map->offset, map->scale};
 
         run_loss(&job, 0, m, s, f);
     }
-    loss_sums_kernel<<<1, 1024, 0, cuda->stream>>>(
-        m, *config, job.weights, job.values, job.scale, values == NULL ? NULL : output(values->cos),
-        values == NULL ? NULL : output(values->smooth_l1), values == NULL ? NULL : output(values->squared),
-        output(sums), agglo_tensor_count(sums));
+    loss_partial_kernel<<<(unsigned)n_pieces, BLOCK, 0, cuda->stream>>>(
+        m, *config, job.weights, job.values, values == NULL ? NULL : output(values->cos),
+        values == NULL ? NULL : output(values->smooth_l1), values == NULL ? NULL : output(values->squared), partial);
+    agglo_cuda_launched(cuda, "target_loss");
+    loss_sums_kernel<<<1, BLOCK, 0, cuda->stream>>>(n_pieces, config->lambda, partial, job.scale, output(sums),
+                                                    agglo_tensor_count(sums));
     agglo_cuda_launched(cuda, "target_loss");
 }
 

@@ -530,11 +530,83 @@ static void test_compose(void **state)
     array_clear(&diagonal);
 }
 
+/* What rotated mode promises: with all components kept, cosine and squared error of R p against rotated codes are those of p against what
+ * the codes decode to. */
+static void test_rotated(void **state)
+{
+    enum { C = 24, M = 6 };
+    test_random random = test_random_new(78);
+    array q = array_new(M * C, M * C), mean = floats(&random, C, AGGLO_F32, 1.0f, 0.0f);
+    array p = floats(&random, M * C, AGGLO_F32, 1.0f, 0.0f), axis = floats(&random, C, AGGLO_F32, 1.0f, 0.0f);
+    float r[C * C], pred[2][M * C], rotated_mean[C], cosine[2][M], squared[2][M];
+    const float *mean_f = (const float *)(const void *)mean.bytes;
+    double length = 0.0;
+    agglo_backend *be;
+    agglo_err err = {0};
+
+    (void)state;
+    test_random_bytes(&random, q.bytes, q.n_bytes);
+    for (int i = 0; i < C; i++) {
+        length += axis.value[i] * axis.value[i];
+    }
+    for (int i = 0; i < C; i++) { /* a reflection */
+        for (int j = 0; j < C; j++) {
+            r[i * C + j] = (float)((i == j ? 1.0 : 0.0) - 2.0 * axis.value[i] * axis.value[j] / length);
+        }
+    }
+    agglo_map_rotate_mean(C, C, r, mean_f, rotated_mean);
+    memcpy(pred[0], p.bytes, sizeof pred[0]);
+    for (int i = 0; i < M; i++) {
+        agglo_map_rotate_mean(C, C, r, pred[0] + i * C, pred[1] + i * C);
+    }
+    assert_ok(agglo_backend_open(&be, device, 1, &err));
+    for (int rotated = 0; rotated < 2; rotated++) {
+        const void *host[4] = {q.bytes, r, rotated ? rotated_mean : mean_f, pred[rotated]};
+        const size_t bytes[4] = {q.n_bytes, sizeof r, sizeof rotated_mean, sizeof pred[0]};
+        void *block[4];
+        float *out = agglo_backend_alloc(be, (2 * M + AGGLO_LOSS_SUMS) * sizeof(float), &err);
+        agglo_tensor t, cos_t, sq_t, sums;
+        agglo_loss_values values = {&cos_t, NULL, &sq_t};
+        agglo_target target;
+
+        assert_non_null(out);
+        cos_t = agglo_tensor_1d(out, AGGLO_F32, M);
+        sq_t = agglo_tensor_1d(out + M, AGGLO_F32, M);
+        sums = agglo_tensor_1d(out + 2 * M, AGGLO_F32, AGGLO_LOSS_SUMS);
+        for (int i = 0; i < 4; i++) {
+            block[i] = agglo_backend_alloc(be, bytes[i], &err);
+            assert_non_null(block[i]);
+            agglo_upload(be, block[i], host[i], bytes[i]);
+        }
+        t = agglo_tensor_3d(block[3], AGGLO_F32, 2, M / 2, C);
+        target = rotated ? agglo_target_rotated(AGGLO_CODE_I8, block[0], 2, M / 2, C, 0.02f, block[2])
+                         : agglo_target_transform(AGGLO_CODE_I8, block[0], 2, M / 2, C, 0.02f, C, block[2], block[1]);
+        agglo_target_loss(be, &config, &t, &target, NULL, 1.0f, NULL, &values, &sums);
+        agglo_download(be, cosine[rotated], cos_t.data, sizeof cosine[0]);
+        agglo_download(be, squared[rotated], sq_t.data, sizeof squared[0]);
+        assert_ok(agglo_backend_check(be, &err));
+        for (int i = 0; i < 4; i++) {
+            agglo_backend_release(be, block[i]);
+        }
+        agglo_backend_release(be, out);
+    }
+    for (int i = 0; i < M; i++) {
+        assert_true(fabsf(cosine[0][i] - cosine[1][i]) < 1e-5f);
+        assert_true(fabsf(squared[0][i] - squared[1][i]) < 1e-5f * squared[0][i]);
+    }
+    agglo_backend_free(be);
+    array_clear(&q);
+    array_clear(&mean);
+    array_clear(&p);
+    array_clear(&axis);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_table),
         cmocka_unit_test(test_compose),
+        cmocka_unit_test(test_rotated),
     };
 
     device = test_device();
