@@ -6,14 +6,6 @@
 
 #define AGGLO_LEAST_NORM 1e-8f
 
-/* BF16 bits of x, round to nearest even, without a branch; a NaN stays a quiet NaN. */
-static AGGLO_HD inline uint16_t agglo_bf16_bits(float x)
-{
-    uint32_t u = agglo_bits_of(x), rounded = (u + 0x7fffu + (u >> 16 & 1u)) >> 16;
-
-    return (uint16_t)((u & 0x7fffffffu) > 0x7f800000u ? (u >> 16 | 0x40u) : rounded);
-}
-
 /* The value of F16 bits: scaling by 2^112 moves the exponent bias and makes subnormals right by arithmetic. */
 static AGGLO_HD inline float agglo_f16_value(uint32_t h)
 {

@@ -42,14 +42,6 @@ static float sample_factor(const loss_work *job, int64_t i)
 
 /* ---- targets ---- */
 
-static void bf16_row(int64_t n, const uint16_t *from, float *to)
-{
-#pragma omp simd
-    for (int64_t j = 0; j < n; j++) {
-        to[j] = agglo_float_of((uint32_t)from[j] << 16);
-    }
-}
-
 static void scale_row(const agglo_target *t, int64_t i, float *u)
 {
     int64_t k = t->k;
@@ -99,7 +91,7 @@ static void decode_row(const agglo_target *t, int64_t i, float *u)
         break;
     }
     case AGGLO_CODE_BF16:
-        bf16_row(k, (const uint16_t *)(const void *)row, u);
+        agglo_cpu_from_bf16(k, (const uint16_t *)(const void *)row, u);
         break;
     case AGGLO_CODE_I8: {
         const int8_t *q = (const int8_t *)row;
@@ -190,7 +182,7 @@ static void loss_row(const loss_work *job, int64_t i, const float *target, float
     agglo_loss_row row;
 
     if (job->bf16) {
-        bf16_row(c, (const uint16_t *)job->pred + i * c, buffer);
+        agglo_cpu_from_bf16(c, (const uint16_t *)job->pred + i * c, buffer);
         pred = d_pred = buffer;
     }
 #pragma omp simd reduction(+ : dot, pp, tt, l1, sq)
@@ -218,11 +210,7 @@ static void loss_row(const loss_work *job, int64_t i, const float *target, float
                     sq_factor * d;
     }
     if (job->bf16) {
-        uint16_t *out = (uint16_t *)job->d_pred + i * c;
-#pragma omp simd
-        for (int64_t j = 0; j < c; j++) {
-            out[j] = agglo_bf16_bits(buffer[j]);
-        }
+        agglo_cpu_to_bf16(c, buffer, (uint16_t *)job->d_pred + i * c);
     }
 }
 

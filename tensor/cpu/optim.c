@@ -1,6 +1,5 @@
 /* The optimiser on the CPU: a chunk of one tensor per task, vector loops over its elements; sums of chunks meet in order. */
 #include "tensor/cpu/cpu_impl.h"
-#include "tensor/loss_inline.h"
 #include "tensor/optim_impl.h"
 #include "tensor/optim_inline.h"
 
@@ -65,12 +64,7 @@ static void many_chunk(void *context, int64_t index, int worker)
     step.keep = agglo_adamw_keep(job->lr, t->weight_decay);
     adamw_range(n, step, t->g + at->first, t->p + at->first, t->m + at->first, t->v + at->first);
     if (t->copy != NULL) {
-        const float *p = t->p + at->first;
-        uint16_t *copy = t->copy + at->first;
-#pragma omp simd
-        for (int64_t i = 0; i < n; i++) {
-            copy[i] = agglo_bf16_bits(p[i]);
-        }
+        agglo_cpu_to_bf16(n, t->p + at->first, t->copy + at->first);
     }
 }
 

@@ -81,7 +81,12 @@ static __global__ void loss_scale_kernel(agglo_loss_config config, float grad_sc
     }
 }
 
-/* ---- reading ---- */
+/* ---- reading and writing ---- */
+
+static __device__ inline unsigned short bf16_bits(float x)
+{
+    return __bfloat16_as_ushort(__float2bfloat16_rn(x));
+}
 
 /* N neighbours of a stored row that starts at `row`: q[k..k+N). N is 1, or 4 with k divisible by 4. */
 template <int N> static __device__ inline void read_codes(agglo_code code, const uint8_t *row, int64_t k, float *q)
@@ -209,8 +214,7 @@ template <int N> static __device__ inline void write_pred(float *p, int64_t j, c
 template <int N> static __device__ inline void write_pred(__nv_bfloat16 *p, int64_t j, const float *v)
 {
     if (N == 4) {
-        *(ushort4 *)(p + j) =
-            make_ushort4(agglo_bf16_bits(v[0]), agglo_bf16_bits(v[1]), agglo_bf16_bits(v[2]), agglo_bf16_bits(v[3]));
+        *(ushort4 *)(p + j) = make_ushort4(bf16_bits(v[0]), bf16_bits(v[1]), bf16_bits(v[2]), bf16_bits(v[3]));
     } else {
         p[j] = __float2bfloat16_rn(v[0]);
     }
@@ -376,8 +380,7 @@ static __global__ void decode_kernel(int64_t first, int64_t m, stored s, loss_we
 template <int N> static __device__ inline void put_bf16(__nv_bfloat16 *to, const float *v)
 {
     if (N == 4) {
-        *(ushort4 *)to =
-            make_ushort4(agglo_bf16_bits(v[0]), agglo_bf16_bits(v[1]), agglo_bf16_bits(v[2]), agglo_bf16_bits(v[3]));
+        *(ushort4 *)to = make_ushort4(bf16_bits(v[0]), bf16_bits(v[1]), bf16_bits(v[2]), bf16_bits(v[3]));
     } else {
         to[0] = __float2bfloat16_rn(v[0]);
     }

@@ -32,4 +32,4 @@ cmp boxes.jsonl first.jsonl || fail "other crops the second time"
 grep -q 'views: decode, crop, resize' table || fail "no table: $(cat table)"
 
 expect 1 "nowhere/boxes" "$agglo" bench decode data --boxes nowhere/boxes
-expect 2 "'agglo bench' takes one of: decode; not 'encode'" "$agglo" bench encode
+expect 2 "'agglo bench' takes one of: decode, ops; not 'encode'" "$agglo" bench encode
