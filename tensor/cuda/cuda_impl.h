@@ -75,10 +75,10 @@ void agglo_cuda_add_partials(agglo_cuda *cuda, int64_t n_chunks, int64_t n0, flo
 void agglo_cuda_linear_ops(agglo_backend_ops *ops);
 void agglo_cuda_attention_ops(agglo_backend_ops *ops);
 void agglo_cuda_elementwise_ops(agglo_backend_ops *ops);
-void agglo_cuda_reduce_ops(agglo_backend_ops *ops);
 void agglo_cuda_norm_ops(agglo_backend_ops *ops);
 void agglo_cuda_tokens_ops(agglo_backend_ops *ops);
 void agglo_cuda_loss_ops(agglo_backend_ops *ops);
+void agglo_cuda_optim_ops(agglo_backend_ops *ops);
 
 #ifdef __cplusplus
 }
