@@ -1,0 +1,80 @@
+/* The table's attention: d = batch (windows too), tokens, heads, head size. */
+#include "tensor/table/table_impl.h"
+
+/* two products of b h n n d; the exponentials are not counted */
+static double attention_flops(const agglo_op_case *c)
+{
+    return 4.0 * (double)c->d[0] * (double)c->d[1] * (double)c->d[1] * (double)c->d[2] * (double)c->d[3];
+}
+
+/* five: the scores once more, dP, dQ, dK, dV */
+static double attention_bwd_flops(const agglo_op_case *c)
+{
+    return 2.5 * attention_flops(c);
+}
+
+/* arrays: qkv, out, lse */
+static void attention_shape(const agglo_op_case *c, agglo_dtype type, agglo_op_array *a)
+{
+    ARRAY(0, IN, type, c->d[0], c->d[1], 3, c->d[2], c->d[3]);
+    ARRAY(1, OUT, type, c->d[0], c->d[1], c->d[2], c->d[3]);
+    ARRAY_IF(agglo_op_has(c, AGGLO_OP_LSE), 2, OUT, AGGLO_F32, c->d[0], c->d[2], c->d[1]);
+}
+
+static void attention_run(agglo_backend *be, const agglo_op_case *c, agglo_tensor *t)
+{
+    agglo_attention(be, &t[0], agglo_table_attention_scale(c->d[3]), &t[1], agglo_op_optional(&t[2]));
+}
+
+/* arrays: d_out, qkv, out, lse, d_qkv */
+static void attention_bwd_shape(const agglo_op_case *c, agglo_dtype type, agglo_op_array *a)
+{
+    ARRAY(0, IN, type, c->d[0], c->d[1], c->d[2], c->d[3]);
+    ARRAY(1, IN, type, c->d[0], c->d[1], 3, c->d[2], c->d[3]);
+    ARRAY(2, DERIVED, type, c->d[0], c->d[1], c->d[2], c->d[3]);
+    ARRAY(3, DERIVED, AGGLO_F32, c->d[0], c->d[2], c->d[1]);
+    ARRAY(4, OUT, type, c->d[0], c->d[1], 3, c->d[2], c->d[3]);
+}
+
+static void attention_bwd_run(agglo_backend *be, const agglo_op_case *c, agglo_tensor *t)
+{
+    agglo_attention_bwd(be, &t[0], &t[1], &t[2], &t[3], agglo_table_attention_scale(c->d[3]), &t[4]);
+}
+
+static const agglo_op attention = {"attention", "b n h d",     AGGLO_OP_LSE,    3,   attention_shape,
+                                   NULL,        attention_run, attention_flops, NULL};
+static const agglo_op attention_bwd = {"attention_bwd",   "b n h d",           0,   5, attention_bwd_shape, NULL,
+                                       attention_bwd_run, attention_bwd_flops, NULL};
+
+static const agglo_op_case cases[] = {
+    PARITY(&attention, F32, AGGLO_OP_LSE, 1, 1, 1, 1),
+    PARITY(&attention, F32, AGGLO_OP_LSE, 2, 5, 3, 7),
+    PARITY(&attention, F32, AGGLO_OP_LSE, 2, 65, 3, 32),
+    PARITY(&attention, F32, 0, 1, 197, 2, 64),
+    PARITY(&attention, F32, AGGLO_OP_LSE, 1, 257, 1, 80),
+    PARITY(&attention, F32, AGGLO_OP_LSE, 1, 193, 1, 88),
+    PARITY(&attention, F32, AGGLO_OP_LSE, 1, 301, 1, 104),
+    PARITY(&attention, F32, AGGLO_OP_LSE, 2, 65, 1, 128),
+    DIFFER(&attention_bwd, F32, 0, 1, 1, 1, 1),
+    DIFFER(&attention_bwd, F32, 0, 2, 5, 3, 7),
+    DIFFER(&attention_bwd, F32, 0, 2, 34, 3, 16),
+    DIFFER(&attention_bwd, F32, 0, 1, 65, 2, 32),
+    PARITY(&attention_bwd, F32, 0, 1, 197, 1, 64),
+    PARITY(&attention_bwd, F32, 0, 1, 257, 1, 80),
+    PARITY(&attention_bwd, F32, 0, 1, 70, 1, 88),
+    PARITY(&attention_bwd, F32, 0, 1, 301, 1, 104),
+    PARITY(&attention_bwd, F32, 0, 2, 33, 1, 128),
+
+    BENCH(&attention, F32, 0, "ViT-B", EACH(1), 197, 12, 64),
+    BENCH(&attention, F32, AGGLO_OP_LSE, "ViT-B in training", EACH(1), 197, 12, 64),
+    BENCH(&attention, F32, 0, "ViT-L", EACH(1), 197, 16, 64),
+    BENCH(&attention, F32, 0, "ViT-Ti", EACH(1), 197, 3, 64),
+    BENCH(&attention, F32, 0, "SAM-B, 25 windows", 25, 196, 12, 64),
+    BENCH(&attention, F32, 0, "SAM-H, 25 windows", 25, 196, 16, 80),
+    BENCH(&attention, F32, 0, "SAM-B, whole picture", 1, 4096, 12, 64),
+    BENCH(&attention_bwd, F32, 0, "ViT-B", EACH(1), 197, 12, 64),
+    BENCH(&attention_bwd, F32, 0, "ViT-L", EACH(1), 197, 16, 64),
+    BENCH(&attention_bwd, F32, 0, "ViT-Ti", EACH(1), 197, 3, 64),
+};
+
+const agglo_op_family agglo_family_attention = {"attention", cases, AGGLO_COUNT(cases)};
