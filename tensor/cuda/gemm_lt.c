@@ -236,7 +236,8 @@ static void linear(agglo_backend *be, const agglo_tensor *x, const agglo_tensor 
 
     agglo_cuda_sgemm(cuda, false, true, m, n, k, x->data, w->data, 0.0f, y->data);
     if (b != NULL || pre != NULL || act != AGGLO_ACT_NONE) {
-        agglo_cuda_bias_act(cuda, act, m, n, b == NULL ? NULL : b->data, pre == NULL ? NULL : pre->data, y->data);
+        agglo_cuda_bias_act(cuda, act, y->dtype, m, n, b == NULL ? NULL : b->data, pre == NULL ? NULL : pre->data,
+                            y->data);
     }
 }
 
@@ -257,7 +258,7 @@ static void linear_bwd_weight(agglo_backend *be, const agglo_tensor *d_y, const 
 
     agglo_cuda_sgemm(cuda, true, false, n, k, m, d_y->data, x->data, 1.0f, d_w->data);
     if (d_b != NULL) {
-        agglo_cuda_column_sums(cuda, m, n, d_y->data, NULL, d_b->data);
+        agglo_cuda_column_sums(cuda, d_y->dtype, m, n, d_y->data, NULL, d_b->data);
     }
 }
 
