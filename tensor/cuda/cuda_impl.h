@@ -46,10 +46,13 @@ void agglo_cuda_launched(agglo_cuda *cuda, const char *what);
  * enough. Grows only: with shapes that have been seen nothing is allocated. The stream orders one operator's use after another's. */
 void *agglo_cuda_reserve(agglo_cuda *cuda, size_t n_bytes);
 
-/* gemm_lt.c: C[m,n] = op(A) op(B) + beta C, row-major and packed, F32 with F32 arithmetic; op transposes where the flag says so.
- * Deterministic: the algorithm depends on shape and alignment, partial sums never meet in atomics. */
+/* gemm_lt.c: C[m,n] = op(A) op(B) + beta C, row-major and packed, sums in F32; op transposes where the flag says so. A and B of type
+ * `in`, C of type `out`: F32 and F32, BF16 and BF16, or BF16 and F32. Deterministic: the algorithm depends on shape and alignment, partial
+ * sums never meet in atomics. agglo_cuda_sgemm is all F32. */
 agglo_status agglo_cuda_gemm_new(agglo_cuda *cuda, agglo_err *err);
 void agglo_cuda_gemm_free(agglo_cuda *cuda); /* half-built is fine */
+void agglo_cuda_gemm_of(agglo_cuda *cuda, bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k,
+                        agglo_dtype in, const void *a, const void *b, float beta, agglo_dtype out, void *c);
 void agglo_cuda_sgemm(agglo_cuda *cuda, bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k,
                       const float *a, const float *b, float beta, float *c);
 
