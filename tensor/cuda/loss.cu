@@ -5,32 +5,24 @@
  *             sums (p.t, p.p, t.t, L1, squares) by butterflies, then, from cache, writes the gradient
  *     partial, sums    blocks add the tokens' values in double, 1,024 each; one block adds theirs
  *
- * Where the target's map has a matrix M[K,C], chunks of at most CHUNK_BYTES of products go through the workspace between scale and sums:
- * F32 predictions by one kernel that decodes to F32 and cuBLASLt (no TF32), BF16 predictions by `product`, an own tiled kernel that
- * decodes into shared memory, whose products of BF16 are accumulated in F32 by tensor cores (integers up to 256 are exact). The loss
- * kernel then reads F32 products with scale and offset in its prologue.
+ * Where the target's map has a matrix M[K,C], chunks of at most CHUNK_BYTES go through the workspace between scale and partial: `decode`
+ * leaves u[rows,K], cuBLASLt multiplies with M, and the loss kernel reads the products, F32, with scale and offset in its prologue. F32
+ * predictions have all that in F32 (no TF32). BF16 predictions have u and a copy of M in BF16, padded with zeros to rows of whole 16 bytes,
+ * and products added in F32: integers up to 256 are exact there.
  *
- * product: 256 threads, 8 warps as 4 x 2, a tile of 128 rows and 128 columns, 32 of K at a time; a warp has 32 x 64 as 2 x 4 fragments of
- * 16 x 16. Edges are zeros in shared memory; the result is stored whole, so its workspace is padded to tiles.
- *
- * Bytes moved: pred (2 or 4) and codes (0.5 to 4) once from memory and once from cache, d_pred once; with a matrix 8 more per product.
- * With 16-byte aligned arrays and K, C divisible by 4, four channels are read at a time. F32, fixed trees, deterministic.
+ * Bytes moved: pred (2 or 4) and codes (0.5 to 4) once from memory and once from cache, d_pred once; with a matrix 4 (BF16) or 8 more per
+ * value of u and 8 per product, most of them in the second-level cache. With 16-byte aligned arrays and K, C divisible by 4, four channels
+ * are read at a time. F32, fixed trees, deterministic.
  */
-#include <mma.h>
-
 #include "tensor/cuda/kernels.cuh"
 #include "tensor/loss_inline.h"
 
 #define ROWS        (BLOCK / WARP)
 #define VALUES      3 /* cos, smooth-L1, squared error */
 #define CHUNK_BYTES ((int64_t)64 << 20)
+#define CHUNK_ROWS  128  /* a chunk is a multiple of it, and at least that many however wide rows are */
 #define PIECE       1024 /* tokens whose values a block adds */
 #define PARTIAL     4
-
-#define TILE_M 128
-#define TILE_N 128
-#define TILE_K 32
-#define PAD    8 /* BF16: rows of shared memory fall on different banks */
 
 /* What the first launch leaves for the others. */
 typedef struct loss_scale {
@@ -81,12 +73,7 @@ static __global__ void loss_scale_kernel(agglo_loss_config config, float grad_sc
     }
 }
 
-/* ---- reading and writing ---- */
-
-static __device__ inline unsigned short bf16_bits(float x)
-{
-    return __bfloat16_as_ushort(__float2bfloat16_rn(x));
-}
+/* ---- reading ---- */
 
 /* N neighbours of a stored row that starts at `row`: q[k..k+N). N is 1, or 4 with k divisible by 4. */
 template <int N> static __device__ inline void read_codes(agglo_code code, const uint8_t *row, int64_t k, float *q)
@@ -192,39 +179,11 @@ static __device__ inline void read_target(stored s, finish f, int64_t i, int64_t
     }
 }
 
-template <int N> static __device__ inline void read_pred(const float *p, int64_t j, float *v)
-{
-    read_codes<N>(AGGLO_CODE_F32, (const uint8_t *)p, j, v);
-}
-
-template <int N> static __device__ inline void read_pred(const __nv_bfloat16 *p, int64_t j, float *v)
-{
-    read_codes<N>(AGGLO_CODE_BF16, (const uint8_t *)p, j, v);
-}
-
-template <int N> static __device__ inline void write_pred(float *p, int64_t j, const float *v)
-{
-    if (N == 4) {
-        *(float4 *)(p + j) = make_float4(v[0], v[1], v[2], v[3]);
-    } else {
-        p[j] = v[0];
-    }
-}
-
-template <int N> static __device__ inline void write_pred(__nv_bfloat16 *p, int64_t j, const float *v)
-{
-    if (N == 4) {
-        *(ushort4 *)(p + j) = make_ushort4(bf16_bits(v[0]), bf16_bits(v[1]), bf16_bits(v[2]), bf16_bits(v[3]));
-    } else {
-        p[j] = __float2bfloat16_rn(v[0]);
-    }
-}
-
 /* ---- the loss ---- */
 
 /* Tokens first..first+m of the batch, whose targets are rows 0..m of `s`; values[VALUES] of every token of the batch. */
 template <class Pred, int N>
-static __global__ void __launch_bounds__(BLOCK)
+static __global__ void __launch_bounds__(BLOCK, 4)
     loss_kernel(int64_t first, int64_t m, int64_t c, float threshold, const Pred *pred, stored s, finish f,
                 loss_weights w, const loss_scale *scale, Pred *d_pred, float *values)
 {
@@ -245,7 +204,7 @@ static __global__ void __launch_bounds__(BLOCK)
                 p[l] = 0.0f;
             }
             for (int64_t j = (int64_t)lane * N; d_row != NULL && j < c; j += WARP * N) {
-                write_pred<N>(d_row, j, p);
+                store<N>(d_row + j, p);
             }
             if (lane < VALUES) {
                 value[lane] = 0.0f;
@@ -254,7 +213,7 @@ static __global__ void __launch_bounds__(BLOCK)
         }
         token_scale = scale_of_token(s, r);
         for (int64_t j = (int64_t)lane * N; j < c; j += WARP * N) {
-            read_pred<N>(p_row, j, p);
+            load<N>(p, p_row + j);
             read_target<N>(s, f, r, j, token_scale, t);
             for (int l = 0; l < N; l++) {
                 float d = p[l] - t[l];
@@ -279,7 +238,7 @@ static __global__ void __launch_bounds__(BLOCK)
             value[2] = sq / (float)c;
         }
         for (int64_t j = (int64_t)lane * N; d_row != NULL && j < c; j += WARP * N) {
-            read_pred<N>(p_row, j, p);
+            load<N>(p, p_row + j);
             read_target<N>(s, f, r, j, token_scale, t);
             for (int l = 0; l < N; l++) {
                 float d = p[l] - t[l];
@@ -287,7 +246,7 @@ static __global__ void __launch_bounds__(BLOCK)
                 p[l] = row.from_target * t[l] + row.from_pred * p[l] +
                        weight * factors.l1 * agglo_smooth_l1_slope(d, threshold, inverse) + weight * factors.sq * d;
             }
-            write_pred<N>(d_row, j, p);
+            store<N>(d_row + j, p);
         }
     }
 }
@@ -357,110 +316,53 @@ static __global__ void loss_sums_kernel(int64_t n_pieces, float lambda, const do
 
 /* ---- products ---- */
 
-/* u[m,K] in F32, for cuBLASLt. Rows without weight are zeros: their slots may hold anything. */
-static __global__ void decode_kernel(int64_t first, int64_t m, stored s, loss_weights w, float *out)
+/* out[m,ld] = u[m,K], zeros beyond K. Rows without weight are zeros: their slots may hold anything. */
+template <typename T, int N>
+static __global__ void decode_kernel(int64_t first, int64_t m, int64_t ld, stored s, loss_weights w, T *out)
 {
-    int64_t k = own_column();
+    int64_t k = own_columns<N>();
 
-    if (k >= s.k) {
+    if (k >= ld) {
         return;
     }
     ROW_LOOP(i, m)
     {
-        float u = 0.0f;
+        float u[N] = {};
 
-        if (weight_of(w, first + i) != 0.0f) {
-            decode<1>(s, i, k, scale_of_token(s, i), &u);
+        if (k < s.k && weight_of(w, first + i) != 0.0f) {
+            decode<N>(s, i, k, scale_of_token(s, i), u);
         }
-        out[i * s.k + k] = u;
+        store<N>(out + i * ld + k, u);
     }
 }
 
-/* N neighbours into a row of shared memory. */
-template <int N> static __device__ inline void put_bf16(__nv_bfloat16 *to, const float *v)
+template <typename T>
+static void launch_decode(agglo_cuda *cuda, int64_t first, int64_t m, int64_t ld, stored s, loss_weights w, T *out)
 {
-    if (N == 4) {
-        *(ushort4 *)to = make_ushort4(bf16_bits(v[0]), bf16_bits(v[1]), bf16_bits(v[2]), bf16_bits(v[3]));
+    if (s.k % 4 == 0 && ld % 4 == 0 && aligned(s.values, out)) {
+        decode_kernel<T, 4><<<row_grid(1, m, ld / 4), row_block(ld / 4), 0, cuda->stream>>>(first, m, ld, s, w, out);
     } else {
-        to[0] = __float2bfloat16_rn(v[0]);
+        decode_kernel<T, 1><<<row_grid(1, m, ld), row_block(ld), 0, cuda->stream>>>(first, m, ld, s, w, out);
     }
+    agglo_cuda_launched(cuda, "target_loss");
 }
 
-/* out[128 gridDim.y, 128 gridDim.x] = u M, rows of `s` without weight and columns beyond C zero. */
-template <int N>
-static __global__ void __launch_bounds__(BLOCK)
-    product_kernel(int64_t first, int64_t m, int64_t c, stored s, loss_weights w, const float *matrix, float *out)
+/* out[K8,ld] = M[K,C] in BF16, zeros around it. */
+static __global__ void matrix_kernel(int64_t k8, int64_t ld, int64_t k, int64_t c, const float *matrix,
+                                     __nv_bfloat16 *out)
 {
-    using namespace nvcuda;
-    __shared__ __align__(32) __nv_bfloat16 a[TILE_M][TILE_K + PAD];
-    __shared__ __align__(32) __nv_bfloat16 b[TILE_K][TILE_N + PAD];
-    __shared__ float scales[TILE_M]; /* of a row's token */
-    __shared__ bool used[TILE_M];    /* there is such a row, and it has weight */
-    int64_t row0 = (int64_t)blockIdx.y * TILE_M, col0 = (int64_t)blockIdx.x * TILE_N;
-    int64_t ld = (int64_t)gridDim.x * TILE_N;
-    int warp = (int)threadIdx.x / WARP, warp_m = warp / 2 * 32, warp_n = warp % 2 * 64;
-    wmma::fragment<wmma::accumulator, 16, 16, 16, float> sum[2][4];
+    int64_t j = own_column();
 
-    for (int i = 0; i < 2; i++) {
-        for (int j = 0; j < 4; j++) {
-            wmma::fill_fragment(sum[i][j], 0.0f);
-        }
+    if (j >= ld) {
+        return;
     }
-    for (int r = (int)threadIdx.x; r < TILE_M; r += BLOCK) {
-        used[r] = row0 + r < m && weight_of(w, first + row0 + r) != 0.0f;
-        scales[r] = used[r] ? scale_of_token(s, row0 + r) : 0.0f;
-    }
-    __syncthreads();
-    for (int64_t k0 = 0; k0 < s.k; k0 += TILE_K) {
-        for (int e = N * (int)threadIdx.x; e < TILE_M * TILE_K; e += N * BLOCK) {
-            int r = e / TILE_K, k = e % TILE_K;
-            float u[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-
-            if (used[r] && k0 + k < s.k) {
-                decode<N>(s, row0 + r, k0 + k, scales[r], u);
-            }
-            put_bf16<N>(&a[r][k], u);
-        }
-        for (int e = N * (int)threadIdx.x; e < TILE_K * TILE_N; e += N * BLOCK) {
-            int k = e / TILE_N, j = e % TILE_N;
-            float v[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-
-            if (k0 + k < s.k && col0 + j < c) {
-                read_codes<N>(AGGLO_CODE_F32, (const uint8_t *)(matrix + (k0 + k) * c), col0 + j, v);
-            }
-            put_bf16<N>(&b[k][j], v);
-        }
-        __syncthreads();
-        for (int k = 0; k < TILE_K; k += 16) {
-            wmma::fragment<wmma::matrix_a, 16, 16, 16, __nv_bfloat16, wmma::row_major> left[2];
-            wmma::fragment<wmma::matrix_b, 16, 16, 16, __nv_bfloat16, wmma::row_major> right;
-
-            for (int i = 0; i < 2; i++) {
-                wmma::load_matrix_sync(left[i], &a[warp_m + 16 * i][k], TILE_K + PAD);
-            }
-            for (int j = 0; j < 4; j++) {
-                wmma::load_matrix_sync(right, &b[k][warp_n + 16 * j], TILE_N + PAD);
-                for (int i = 0; i < 2; i++) {
-                    wmma::mma_sync(sum[i][j], left[i], right, sum[i][j]);
-                }
-            }
-        }
-        __syncthreads();
-    }
-    for (int i = 0; i < 2; i++) {
-        for (int j = 0; j < 4; j++) {
-            wmma::store_matrix_sync(out + (row0 + warp_m + 16 * i) * ld + col0 + warp_n + 16 * j, sum[i][j],
-                                    (unsigned)ld, wmma::mem_row_major);
-        }
+    ROW_LOOP(i, k8)
+    {
+        out[i * ld + j] = __float2bfloat16_rn(i < k && j < c ? matrix[i * c + j] : 0.0f);
     }
 }
 
 /* ---- the operator ---- */
-
-static bool aligned(const void *p)
-{
-    return (uintptr_t)p % 16 == 0;
-}
 
 typedef struct loss_work {
     agglo_cuda *cuda;
@@ -484,8 +386,7 @@ template <class Pred, int N> static void launch_loss(const loss_work *job, int64
 
 static void run_loss(const loss_work *job, int64_t first, int64_t m, stored s, finish f)
 {
-    bool four = job->c % 4 == 0 && s.k % 4 == 0 && s.stride % 2 == 0 && aligned(job->pred) && aligned(job->d_pred) &&
-                aligned(s.values);
+    bool four = job->c % 4 == 0 && s.k % 4 == 0 && aligned(job->pred, job->d_pred, s.values);
 
     if (job->bf16) {
         if (four) {
@@ -510,50 +411,65 @@ static stored from_row(stored s, int64_t first)
     return s;
 }
 
-/* Through products of at most chunk rows: space for F32 u[chunk,K] and products, or, with BF16, for products in whole tiles. */
-static void run_products(const loss_work *job, int64_t m, int64_t chunk, stored s, const agglo_map *map, float *space)
+/* The workspace of products, in bytes from its start: the matrix [k,c] (BF16 alone), u[chunk,k] and products [chunk,c], k and c
+ * padded. */
+typedef struct product_plan {
+    int64_t k, c, chunk;
+    size_t u, product, total;
+} product_plan;
+
+static size_t to_256(int64_t n_bytes)
 {
-    int64_t c = job->c, ld = job->bf16 ? agglo_cuda_ceil_div(c, TILE_N) * TILE_N : c;
-    float *product = job->bf16 ? space : space + chunk * s.k;
-    finish f = {NULL, map->offset, map->scale};
-
-    for (int64_t first = 0; first < m; first += chunk) {
-        int64_t rows = m - first < chunk ? m - first : chunk;
-        stored from = from_row(s, first), result = {};
-
-        result.code = AGGLO_CODE_F32;
-        result.k = c;
-        result.stride = 4 * ld;
-        result.values = (const uint8_t *)product;
-        if (job->bf16) {
-            dim3 grid((unsigned)(ld / TILE_N), (unsigned)agglo_cuda_ceil_div(rows, TILE_M));
-
-            if (c % 4 == 0 && s.k % 4 == 0 && aligned(from.values) && aligned(map->matrix)) {
-                product_kernel<4>
-                    <<<grid, BLOCK, 0, job->cuda->stream>>>(first, rows, c, from, job->weights, map->matrix, product);
-            } else {
-                product_kernel<1>
-                    <<<grid, BLOCK, 0, job->cuda->stream>>>(first, rows, c, from, job->weights, map->matrix, product);
-            }
-            agglo_cuda_launched(job->cuda, "target_loss");
-        } else {
-            decode_kernel<<<row_grid(1, rows, s.k), row_block(s.k), 0, job->cuda->stream>>>(first, rows, from,
-                                                                                            job->weights, space);
-            agglo_cuda_launched(job->cuda, "target_loss");
-            agglo_cuda_sgemm(job->cuda, false, false, rows, c, s.k, space, map->matrix, 0.0f, product);
-        }
-        run_loss(job, first, rows, result, f);
-    }
+    return ((size_t)n_bytes + 255) / 256 * 256;
 }
 
-/* Rows at a time: a multiple of the tile, within CHUNK_BYTES of workspace (but for rows wider than that). */
-static int64_t chunk_rows(int64_t m, int64_t floats_per_row)
+static product_plan plan_products(bool bf16, int64_t m, int64_t k, int64_t c)
 {
-    int64_t rows = CHUNK_BYTES / (4 * floats_per_row) / TILE_M * TILE_M;
-    int64_t all = agglo_cuda_ceil_div(m, TILE_M) * TILE_M;
+    int64_t size = bf16 ? 2 : 4;
+    product_plan plan = {};
 
-    rows = rows < TILE_M ? TILE_M : rows;
-    return rows < all ? rows : all;
+    plan.k = bf16 ? agglo_cuda_ceil_div(k, 8) * 8 : k;
+    plan.c = bf16 ? agglo_cuda_ceil_div(c, 8) * 8 : c;
+    plan.chunk = CHUNK_BYTES / (size * plan.k + 4 * plan.c) / CHUNK_ROWS * CHUNK_ROWS;
+    plan.chunk = plan.chunk < CHUNK_ROWS ? CHUNK_ROWS : plan.chunk;
+    plan.chunk = plan.chunk < m ? plan.chunk : m;
+    plan.u = bf16 ? to_256(plan.k * plan.c * size) : 0;
+    plan.product = plan.u + to_256(plan.chunk * plan.k * size);
+    plan.total = plan.product + to_256(plan.chunk * plan.c * 4);
+    return plan;
+}
+
+static void run_products(const loss_work *job, int64_t m, const product_plan *plan, stored s, const agglo_map *map,
+                         uint8_t *space)
+{
+    agglo_cuda *cuda = job->cuda;
+    agglo_dtype in = job->bf16 ? AGGLO_BF16 : AGGLO_F32;
+    const void *matrix = job->bf16 ? (const void *)space : (const void *)map->matrix;
+    float *product = (float *)(space + plan->product);
+    finish f = {NULL, map->offset, map->scale};
+    stored result = {};
+
+    result.code = AGGLO_CODE_F32;
+    result.k = job->c;
+    result.stride = 4 * plan->c;
+    result.values = (const uint8_t *)product;
+    if (job->bf16) {
+        matrix_kernel<<<row_grid(1, plan->k, plan->c), row_block(plan->c), 0, cuda->stream>>>(
+            plan->k, plan->c, s.k, job->c, map->matrix, (__nv_bfloat16 *)space);
+        agglo_cuda_launched(cuda, "target_loss");
+    }
+    for (int64_t first = 0; first < m; first += plan->chunk) {
+        int64_t rows = m - first < plan->chunk ? m - first : plan->chunk;
+        uint8_t *u = space + plan->u;
+
+        if (job->bf16) {
+            launch_decode(cuda, first, rows, plan->k, from_row(s, first), job->weights, (__nv_bfloat16 *)u);
+        } else {
+            launch_decode(cuda, first, rows, plan->k, from_row(s, first), job->weights, (float *)u);
+        }
+        agglo_cuda_gemm_of(cuda, false, false, rows, plan->c, plan->k, in, u, matrix, 0.0f, AGGLO_F32, product);
+        run_loss(job, first, rows, result, f);
+    }
 }
 
 static void target_loss(agglo_backend *be, const agglo_loss_config *config, const agglo_tensor *pred,
@@ -566,11 +482,10 @@ static void target_loss(agglo_backend *be, const agglo_loss_config *config, cons
     loss_work job = {};
     stored s = {};
     int64_t n_pieces = agglo_cuda_ceil_div(m, PIECE);
-    size_t scale_bytes = 256, partial_bytes = ((size_t)(n_pieces * PARTIAL) * sizeof(double) + 255) / 256 * 256,
-           value_bytes = ((size_t)(VALUES * m) * sizeof(float) + 255) / 256 * 256,
+    size_t scale_bytes = 256, partial_bytes = to_256(8 * n_pieces * PARTIAL), value_bytes = to_256(4 * VALUES * m),
            head_bytes = scale_bytes + partial_bytes + value_bytes;
     double *partial;
-    int64_t floats_per_row = 0, chunk = 0;
+    product_plan plan = {};
     uint8_t *space;
 
     s.code = target->code;
@@ -594,10 +509,9 @@ static void target_loss(agglo_backend *be, const agglo_loss_config *config, cons
         job.weights.token = input(weights->token_weight);
     }
     if (map->matrix != NULL) {
-        floats_per_row = job.bf16 ? agglo_cuda_ceil_div(c, TILE_N) * TILE_N : k + c;
-        chunk = chunk_rows(m, floats_per_row);
+        plan = plan_products(job.bf16, m, k, c);
     }
-    space = (uint8_t *)agglo_cuda_reserve(cuda, head_bytes + (size_t)(chunk * floats_per_row) * sizeof(float));
+    space = (uint8_t *)agglo_cuda_reserve(cuda, head_bytes + plan.total);
     if (space == NULL) {
         return;
     }
@@ -607,7 +521,7 @@ static void target_loss(agglo_backend *be, const agglo_loss_config *config, cons
     loss_scale_kernel<<<1, 1024, 0, cuda->stream>>>(*config, grad_scale, batch, c, job.weights, (loss_scale *)space);
     agglo_cuda_launched(cuda, "target_loss");
     if (map->matrix != NULL) {
-        run_products(&job, m, chunk, s, map, (float *)(space + head_bytes));
+        run_products(&job, m, &plan, s, map, space + head_bytes);
     } else {
         finish f = {map->diagonal, map->offset, map->scale};
 
