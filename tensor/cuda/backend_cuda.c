@@ -117,7 +117,7 @@ void *agglo_cuda_reserve(agglo_cuda *cuda, size_t n_bytes)
 static bool cuda_supports(const agglo_backend *be, agglo_dtype dtype)
 {
     (void)be;
-    return dtype == AGGLO_F32;
+    return dtype == AGGLO_F32 || dtype == AGGLO_BF16;
 }
 
 static void cuda_wait(agglo_backend *be)

@@ -77,6 +77,13 @@ agglo_cuda_chunks agglo_cuda_row_chunks(int64_t m);
 void agglo_cuda_add_partials(agglo_cuda *cuda, int64_t n_chunks, int64_t n0, float *out0, int64_t n1, float *out1,
                              const float *partial);
 
+/* attention_mma.cu: attention of BF16 qkv with at most 128 channels per head; lse may be NULL forward. delta[B,H,N] = <d_out, out> per row of
+ * a head. */
+void agglo_cuda_attention_mma(agglo_cuda *cuda, const agglo_tensor *qkv, float scale, agglo_tensor *out,
+                              agglo_tensor *lse);
+void agglo_cuda_attention_mma_bwd(agglo_cuda *cuda, const agglo_tensor *d_out, const agglo_tensor *qkv,
+                                  const agglo_tensor *lse, const float *delta, float scale, agglo_tensor *d_qkv);
+
 /* Each family enters its operators into the table. */
 void agglo_cuda_linear_ops(agglo_backend_ops *ops);
 void agglo_cuda_attention_ops(agglo_backend_ops *ops);
