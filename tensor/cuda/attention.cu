@@ -1,5 +1,5 @@
 /* Self-attention of packed qkv[B,N,3,H,D] by tiles with an online softmax: the score matrix never exists. The kernels here are those of F32;
- * BF16 goes to attention_mma.cu.
+ * BF16 goes to cuDNN (attention_cudnn.c) where it takes the shape, otherwise to attention_mma.cu.
  *
  *     forward     S = scale Q K^T;  out = softmax(S) V;  lse = log sum exp(S)
  *     backward    P = exp(S - lse);  delta = rowsum(d_o o);  d_s = scale P (d_o V^T - delta)
@@ -483,6 +483,11 @@ static void attention(agglo_backend *be, const agglo_tensor *qkv, float scale, a
     if (!fits(cuda, job.d)) {
         return;
     }
+#ifdef AGGLO_CUDNN
+    if (qkv->dtype == AGGLO_BF16 && agglo_cuda_sdpa_forward(cuda, qkv, scale, out, lse)) {
+        return;
+    }
+#endif
     if (qkv->dtype == AGGLO_BF16) {
         agglo_cuda_attention_mma(cuda, qkv, scale, out, lse);
         return;
@@ -534,6 +539,11 @@ static void attention_bwd(agglo_backend *be, const agglo_tensor *d_out, const ag
     if (!fits(cuda, job.d)) {
         return;
     }
+#ifdef AGGLO_CUDNN
+    if (qkv->dtype == AGGLO_BF16 && agglo_cuda_sdpa_backward(cuda, d_out, qkv, out, lse, scale, d_qkv)) {
+        return;
+    }
+#endif
     delta = BY_STORAGE(qkv, delta_of, cuda, d_out, out, qkv);
     if (delta == NULL) {
         return;

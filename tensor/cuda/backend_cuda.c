@@ -227,6 +227,9 @@ static void cuda_free(agglo_backend *be)
         cudaStreamSynchronize(cuda->stream);
     }
     agglo_cuda_gemm_free(cuda);
+#ifdef AGGLO_CUDNN
+    agglo_cuda_sdpa_free(cuda);
+#endif
     for (int s = 0; s < AGGLO_CUDA_STAGES; s++) {
         if (cuda->stage_free[s] != NULL) {
             cudaEventDestroy(cuda->stage_free[s]);

@@ -20,6 +20,7 @@ extern "C" {
 #define AGGLO_CUDA_STAGES 4 /* pinned buffers that uploads pass through */
 
 typedef struct agglo_cuda_gemm agglo_cuda_gemm;
+typedef struct agglo_cuda_sdpa agglo_cuda_sdpa;
 
 typedef struct agglo_cuda {
     agglo_backend base;
@@ -31,6 +32,7 @@ typedef struct agglo_cuda {
     cudaEvent_t stage_free[AGGLO_CUDA_STAGES]; /* the stage's last copy has left it */
     int next_stage;
     agglo_cuda_gemm *gemm;
+    agglo_cuda_sdpa *sdpa; /* NULL until BF16 attention is asked for */
 } agglo_cuda;
 
 /* Make the backend's device the calling thread's: the first thing that an operator does. */
@@ -83,6 +85,16 @@ void agglo_cuda_attention_mma(agglo_cuda *cuda, const agglo_tensor *qkv, float s
                               agglo_tensor *lse);
 void agglo_cuda_attention_mma_bwd(agglo_cuda *cuda, const agglo_tensor *d_out, const agglo_tensor *qkv,
                                   const agglo_tensor *lse, const float *delta, float scale, agglo_tensor *d_qkv);
+
+#ifdef AGGLO_CUDNN
+/* attention_cudnn.c: the same by cuDNN. False, with nothing done, where it does not take the shape (other head sizes than multiples of 8 up to 128,
+ * arrays that are not 16-byte aligned) or is not there; failures are latched and give true. */
+bool agglo_cuda_sdpa_forward(agglo_cuda *cuda, const agglo_tensor *qkv, float scale, agglo_tensor *out,
+                             agglo_tensor *lse);
+bool agglo_cuda_sdpa_backward(agglo_cuda *cuda, const agglo_tensor *d_out, const agglo_tensor *qkv,
+                              const agglo_tensor *out, const agglo_tensor *lse, float scale, agglo_tensor *d_qkv);
+void agglo_cuda_sdpa_free(agglo_cuda *cuda); /* none is fine */
+#endif
 
 /* Each family enters its operators into the table. */
 void agglo_cuda_linear_ops(agglo_backend_ops *ops);
