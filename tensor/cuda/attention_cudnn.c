@@ -11,7 +11,7 @@
  * kept too.
  *
  * The library is loaded when BF16 attention is first asked for: a program starts without it. Where the library, an operation or a shape is not
- * supported these functions return false with nothing done, say so once in the debug log, and attention_mma.cu does the work.
+ * supported, or AGGLO_CUDNN in the environment is "off", these functions return false with nothing done, say so once in the debug log, and attention_mma.cu does the work.
  */
 #include "tensor/cuda/cuda_impl.h"
 
@@ -20,6 +20,7 @@
 
 #include <cudnn.h>
 #include <dlfcn.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define LIBRARY        "libcudnn.so.9"
@@ -98,6 +99,7 @@ static agglo_cuda_sdpa *open_library(agglo_cuda *cuda)
 {
     agglo_err err = {0};
     agglo_cuda_sdpa *s = cuda->sdpa;
+    const char *wanted = getenv("AGGLO_CUDNN");
     cudnnStatus_t status;
 
     if (s != NULL) {
@@ -110,6 +112,10 @@ static agglo_cuda_sdpa *open_library(agglo_cuda *cuda)
     }
     cuda->sdpa = s;
     s->unusable = true;
+    if (wanted != NULL && strcmp(wanted, "off") == 0) {
+        agglo_log(AGGLO_LOG_DEBUG, "attention in BF16 by own kernels: AGGLO_CUDNN is off");
+        return s;
+    }
     s->library = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL);
     if (s->library == NULL) {
         const char *why = dlerror();
@@ -415,7 +421,14 @@ static plan *plan_of(agglo_cuda *cuda, const agglo_tensor *qkv, purpose what_for
             return p->plan != NULL ? p : NULL;
         }
     }
+    if (!agglo_cuda_not_capturing(cuda, "a plan of cuDNN is built")) {
+        return NULL;
+    }
     p = &s->plans[s->next];
+    if (p->used && cuda->n_graphs > 0) {
+        agglo_log(AGGLO_LOG_DEBUG, "attention in BF16 by own kernels: recorded steps hold all %d plans", MAX_PLANS);
+        return NULL;
+    }
     if (p->used && !agglo_cuda_ok(cuda, cudaStreamSynchronize(cuda->stream), "cudaStreamSynchronize")) {
         return NULL; /* its last run may still need what it holds */
     }

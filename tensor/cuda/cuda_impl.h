@@ -1,6 +1,6 @@
 /* The CUDA backend's inside: its struct, scratch memory, how operators enter and leave, and the launch shapes that they share.
  *
- * One stream per backend orders everything. An operator checks nothing that ops.c has checked, launches, and latches what the launch
+ * One stream per backend orders all operators; a second one has asynchronous uploads (tensor/async.h). An operator checks nothing that ops.c has checked, launches, and latches what the launch
  * said; what a kernel does wrong later is found at the next launch, download or wait. Work is cut and sums are ordered by shape alone and
  * nothing uses atomics, so that two runs give the same bytes.
  *
@@ -17,7 +17,8 @@
 extern "C" {
 #endif
 
-#define AGGLO_CUDA_STAGES 4 /* pinned buffers that uploads pass through */
+#define AGGLO_CUDA_STAGES   4  /* pinned buffers that uploads pass through */
+#define AGGLO_CUDA_OUTGROWN 24 /* each at least half as large as the next: more than a GPU has */
 
 typedef struct agglo_cuda_gemm agglo_cuda_gemm;
 typedef struct agglo_cuda_sdpa agglo_cuda_sdpa;
@@ -25,9 +26,14 @@ typedef struct agglo_cuda_sdpa agglo_cuda_sdpa;
 typedef struct agglo_cuda {
     agglo_backend base;
     int device, n_multiprocessors;
-    cudaStream_t stream;
-    void *scratch; /* on the device; see agglo_cuda_reserve */
+    cudaStream_t stream, copies; /* operators; asynchronous uploads */
+    bool capturing;              /* operators go into a graph */
+    bool breached;               /* while it was recorded something was done that may not be */
+    void *scratch;               /* on the device; see agglo_cuda_reserve */
     size_t scratch_bytes;
+    int n_graphs;                        /* that exist: they know addresses of scratch */
+    void *outgrown[AGGLO_CUDA_OUTGROWN]; /* scratch that was replaced while there were graphs */
+    int n_outgrown;
     uint8_t *stage[AGGLO_CUDA_STAGES];
     cudaEvent_t stage_free[AGGLO_CUDA_STAGES]; /* the stage's last copy has left it */
     int next_stage;
@@ -43,6 +49,9 @@ bool agglo_cuda_ok(agglo_cuda *cuda, cudaError_t status, const char *what);
 
 /* After a launch: latch what it, or anything that ran on the device meanwhile, failed with. */
 void agglo_cuda_launched(agglo_cuda *cuda, const char *what);
+
+/* False, and a failure latched, while a step is recorded: `what` may not be done then. */
+bool agglo_cuda_not_capturing(agglo_cuda *cuda, const char *what);
 
 /* At least n_bytes of device memory for one operator, contents undefined, 256-byte aligned; NULL, failure latched, when there is not
  * enough. Grows only: with shapes that have been seen nothing is allocated. The stream orders one operator's use after another's. */
