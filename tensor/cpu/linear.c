@@ -62,7 +62,7 @@ static void linear(agglo_backend *be, const agglo_tensor *x, const agglo_tensor 
 {
     int64_t n = w->shape[0], k = w->shape[1], m = agglo_tensor_count(x) / k;
     linear_out out = {act, n, b == NULL ? NULL : b->data, pre, y};
-    agglo_cpu_product product = {
+    agglo_cpu_gemm product = {
         .m = m, .n = n, .k = k, .a = operand(x, k, true), .b = operand(w, k, true), .ldc = n, .context = &out};
 
     if (y->dtype == AGGLO_BF16) {
@@ -71,7 +71,7 @@ static void linear(agglo_backend *be, const agglo_tensor *x, const agglo_tensor 
         product.c = pre == NULL ? y->data : pre->data;
         product.finish = b != NULL || act != AGGLO_ACT_NONE || pre != NULL ? finish_linear : NULL;
     }
-    AGGLO_CPU_NAME(product)(be, &product);
+    AGGLO_CPU_NAME(gemm)(be, &product);
 }
 
 typedef struct input_out {
@@ -101,7 +101,7 @@ static void linear_bwd_input(agglo_backend *be, const agglo_tensor *d_y, const a
 {
     int64_t n = w->shape[0], k = w->shape[1], m = agglo_tensor_count(d_y) / n;
     input_out out = {k, d_x->data, accumulate};
-    agglo_cpu_product product = {
+    agglo_cpu_gemm product = {
         .m = m, .n = k, .k = n, .a = operand(d_y, n, true), .b = operand(w, k, false), .ldc = k, .context = &out};
 
     if (d_x->dtype == AGGLO_BF16) {
@@ -110,24 +110,24 @@ static void linear_bwd_input(agglo_backend *be, const agglo_tensor *d_y, const a
         product.c = d_x->data;
         product.accumulate = accumulate;
     }
-    AGGLO_CPU_NAME(product)(be, &product);
+    AGGLO_CPU_NAME(gemm)(be, &product);
 }
 
 static void linear_bwd_weight(agglo_backend *be, const agglo_tensor *d_y, const agglo_tensor *x, agglo_tensor *d_w,
                               agglo_tensor *d_b)
 {
     int64_t n = d_w->shape[0], k = d_w->shape[1], m = agglo_tensor_count(x) / k;
-    agglo_cpu_product product = {.m = n,
-                                 .n = k,
-                                 .k = m,
-                                 .a = operand(d_y, n, false),
-                                 .b = operand(x, k, false),
-                                 .c = d_w->data,
-                                 .ldc = k,
-                                 .accumulate = true,
-                                 .a_sums = d_b == NULL ? NULL : d_b->data};
+    agglo_cpu_gemm product = {.m = n,
+                              .n = k,
+                              .k = m,
+                              .a = operand(d_y, n, false),
+                              .b = operand(x, k, false),
+                              .c = d_w->data,
+                              .ldc = k,
+                              .accumulate = true,
+                              .a_sums = d_b == NULL ? NULL : d_b->data};
 
-    AGGLO_CPU_NAME(product)(be, &product);
+    AGGLO_CPU_NAME(gemm)(be, &product);
 }
 
 void AGGLO_CPU_NAME(linear_ops)(agglo_backend_ops *ops)

@@ -291,6 +291,14 @@ void agglo_cuda_sgemm(agglo_cuda *cuda, bool transpose_a, bool transpose_b, int6
     agglo_cuda_gemm_of(cuda, transpose_a, transpose_b, m, n, k, AGGLO_F32, a, b, beta, AGGLO_F32, c);
 }
 
+/* agglo_backend_product */
+static void product_alone(agglo_backend *be, const agglo_tensor *a, const agglo_tensor *b, bool transpose_b,
+                          agglo_tensor *c)
+{
+    agglo_cuda_gemm_of(agglo_cuda_enter(be), false, transpose_b, a->shape[0], c->shape[1], a->shape[1], a->dtype,
+                       a->data, b->data, 0.0f, c->dtype, c->data);
+}
+
 /* ---- the linear operators ---- */
 
 /* y = x w^T + b in one launch; false, nothing done, where cuBLASLt cannot. */
@@ -366,6 +374,7 @@ static void linear_bwd_weight(agglo_backend *be, const agglo_tensor *d_y, const 
 
 void agglo_cuda_linear_ops(agglo_backend_ops *ops)
 {
+    ops->product = product_alone;
     ops->linear = linear;
     ops->linear_bwd_input = linear_bwd_input;
     ops->linear_bwd_weight = linear_bwd_weight;
