@@ -251,12 +251,13 @@ static void residual_rows(void *context, int64_t index, int worker)
     const range_work *job = context;
     int64_t c = job->c, step = rows_per_task(c), end = agglo_min((index + 1) * step, job->n);
     float *scratch = scratch_of(job, worker), *h_scratch = scratch == NULL ? NULL : scratch + c;
+    const float *gamma = job->gamma;
 
     for (int64_t i = index * step; i < end; i++) {
         const float *x = agglo_cpu_in(job->x, i * c, c, scratch), *h = agglo_cpu_in(job->other, i * c, c, h_scratch);
         float *y = agglo_cpu_out(job->out, i * c, scratch);
 
-        if (job->gamma == NULL) {
+        if (gamma == NULL) {
 #pragma omp simd
             for (int64_t j = 0; j < c; j++) {
                 y[j] = x[j] + h[j];
@@ -264,7 +265,7 @@ static void residual_rows(void *context, int64_t index, int worker)
         } else {
 #pragma omp simd
             for (int64_t j = 0; j < c; j++) {
-                y[j] = x[j] + job->gamma[j] * h[j];
+                y[j] = x[j] + gamma[j] * h[j];
             }
         }
         agglo_cpu_put(job->out, i * c, c, y);
@@ -405,7 +406,7 @@ static void axpy_chunk(void *context, int64_t index, int worker)
 {
     const range_work *job = context;
     int64_t end = agglo_min((index + 1) * CHUNK, job->n), step = step_of(job->x);
-    float x_block[BLOCK], y_block[BLOCK];
+    float x_block[BLOCK], y_block[BLOCK], scale = job->scale;
 
     (void)worker;
     for (int64_t first = index * CHUNK; first < end; first += step) {
@@ -415,7 +416,7 @@ static void axpy_chunk(void *context, int64_t index, int worker)
 
 #pragma omp simd
         for (int64_t i = 0; i < n; i++) {
-            y[i] = was[i] + job->scale * x[i];
+            y[i] = was[i] + scale * x[i];
         }
         agglo_cpu_put(job->out, first, n, y);
     }
@@ -440,6 +441,14 @@ static void cast_chunk(void *context, int64_t index, int worker)
     for (int64_t i = first; i < end; i += BLOCK) {
         size_t n = (size_t)agglo_min(BLOCK, end - i);
 
+        if (job->from_dtype == AGGLO_F32 && job->to_dtype == AGGLO_BF16) {
+            agglo_cpu_to_bf16((int64_t)n, (const float *)job->from + i, (uint16_t *)job->to + i);
+            continue;
+        }
+        if (job->from_dtype == AGGLO_BF16 && job->to_dtype == AGGLO_F32) {
+            agglo_cpu_from_bf16((int64_t)n, (const uint16_t *)job->from + i, (float *)job->to + i);
+            continue;
+        }
         agglo_dtype_to_f32(block, (const uint8_t *)job->from + (size_t)i * from_size, job->from_dtype, n);
         agglo_dtype_from_f32((uint8_t *)job->to + (size_t)i * to_size, block, job->to_dtype, n);
     }

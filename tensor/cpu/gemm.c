@@ -12,13 +12,13 @@
  */
 #include "tensor/cpu/gemm_kernel.h"
 
-#define BLOCK_K      768                 /* steps of k between stores to C */
-#define SUPER_K      3072                /* steps of k for which B is packed at a time */
-#define SUPER_FLOATS ((int64_t)12 << 20) /* elements of B that are packed at a time */
-#define TILE_M       60                  /* a multiple of every GEMM_ROWS; with BLOCK_K, 180 KiB of A */
+#define BLOCK_K      768                /* steps of k between stores to C */
+#define SUPER_K      3072               /* steps of k for which B is packed at a time */
+#define SUPER_FLOATS ((int64_t)5 << 19) /* elements of B that are packed at a time */
+#define TILE_M       60                 /* a multiple of every GEMM_ROWS; with BLOCK_K, 180 KiB of A */
 #define TILE_N       1536
 #define MIN_TASKS    24
-#define PACK_PANELS  4 /* per task */
+#define PACK_PANELS  8 /* per task */
 
 typedef struct gemm_work {
     const agglo_cpu_gemm *product;
@@ -32,12 +32,18 @@ typedef struct gemm_work {
 static void pack_b(void *context, int64_t index, int worker)
 {
     const gemm_work *job = context;
-    int64_t end = agglo_min((index + 1) * PACK_PANELS * GEMM_COLS, job->n);
+    const agglo_cpu_operand *in = &job->product->b;
+    int64_t j = index * PACK_PANELS * GEMM_COLS, end = agglo_min(j + PACK_PANELS * GEMM_COLS, job->n);
 
     (void)worker;
-    for (int64_t j = index * PACK_PANELS * GEMM_COLS; j < end; j += GEMM_COLS) {
-        gemm_pack(GEMM_COLS, &job->product->b, job->n0 + j, agglo_min(GEMM_COLS, job->n - j), job->k0, job->k,
-                  job->b + j * job->k);
+    if (!in->k_fastest && in->dtype == AGGLO_F32) {
+        int64_t whole = (end - j) / GEMM_COLS;
+
+        gemm_pack_panels(GEMM_COLS, in, job->n0 + j, whole, job->k0, job->k, job->b + j * job->k);
+        j += whole * GEMM_COLS;
+    }
+    for (; j < end; j += GEMM_COLS) {
+        gemm_pack(GEMM_COLS, in, job->n0 + j, agglo_min(GEMM_COLS, job->n - j), job->k0, job->k, job->b + j * job->k);
     }
 }
 
@@ -60,42 +66,25 @@ static void add_row_sums(int64_t n, int64_t k, const float *panel, float *sums)
 /* Rows m0..m0+m of A, k steps from k0 on, as panels [k][GEMM_ROWS]. */
 static void pack_a(const agglo_cpu_gemm *product, int64_t m0, int64_t m, int64_t k0, int64_t k, bool sum, float *out)
 {
+    int64_t whole = 0;
+
+    if (!product->a.k_fastest && product->a.dtype == AGGLO_F32) {
+        whole = m / GEMM_ROWS * GEMM_ROWS;
+        gemm_pack_panels(GEMM_ROWS, &product->a, m0, whole / GEMM_ROWS, k0, k, out);
+    }
     for (int64_t i = 0; i < m; i += GEMM_ROWS) {
         int64_t n = agglo_min(GEMM_ROWS, m - i);
 
-        gemm_pack(GEMM_ROWS, &product->a, m0 + i, n, k0, k, out + i * k);
+        if (i >= whole) {
+            gemm_pack(GEMM_ROWS, &product->a, m0 + i, n, k0, k, out + i * k);
+        }
         if (sum) {
             add_row_sums(n, k, out + i * k, product->a_sums + m0 + i);
         }
     }
 }
 
-#define KERNEL(n_vec)                                                                                                  \
-    static void kernel_##n_vec(int64_t k, const float *a, const float *b, float *c, int64_t ldc, bool accumulate)      \
-    {                                                                                                                  \
-        gemm_kernel(n_vec, k, a, 1, GEMM_ROWS, b, GEMM_COLS, c, ldc, accumulate);                                      \
-    }
-
-KERNEL(1)
-KERNEL(2)
-#if GEMM_VECS > 2
-KERNEL(3)
-#endif
-
-static void kernel(int64_t n, int64_t k, const float *a, const float *b, float *c, int64_t ldc, bool accumulate)
-{
-    if (n <= GEMM_LANES) {
-        kernel_1(k, a, b, c, ldc, accumulate);
-        return;
-    }
-#if GEMM_VECS > 2
-    if (n > 2 * GEMM_LANES) {
-        kernel_3(k, a, b, c, ldc, accumulate);
-        return;
-    }
-#endif
-    kernel_2(k, a, b, c, ldc, accumulate);
-}
+GEMM_KERNELS(kernel, 1, GEMM_ROWS)
 
 /* The same at C's edge, by way of a whole tile. */
 static void kernel_edge(int64_t m, int64_t n, int64_t k, const float *a, const float *b, float *c, int64_t ldc,

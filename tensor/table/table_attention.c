@@ -55,6 +55,7 @@ static const agglo_op_case cases[] = {
     PARITY(&attention, BOTH, AGGLO_OP_LSE, 1, 193, 1, 88),
     PARITY(&attention, BOTH, AGGLO_OP_LSE, 1, 301, 1, 104),
     PARITY(&attention, BOTH, AGGLO_OP_LSE, 2, 65, 1, 128),
+    PARITY(&attention, BOTH, AGGLO_OP_LSE, 1, 4160, 1, 32),
     DIFFER(&attention_bwd, BOTH, 0, 1, 1, 1, 1),
     DIFFER(&attention_bwd, BOTH, 0, 2, 5, 3, 7),
     DIFFER(&attention_bwd, BOTH, 0, 2, 34, 3, 16),
@@ -64,13 +65,13 @@ static const agglo_op_case cases[] = {
     PARITY(&attention_bwd, BOTH, 0, 1, 70, 1, 88),
     PARITY(&attention_bwd, BOTH, 0, 1, 301, 1, 104),
     PARITY(&attention_bwd, BOTH, 0, 2, 33, 1, 128),
+    PARITY(&attention_bwd, BOTH, 0, 1, 4160, 1, 32),
 
-    /* a tile's edges, the lengths of SAM, and head sizes that are padded or loaded one by one in BF16 */
+    /* a tile's edges, and head sizes that are padded or loaded one by one in BF16 */
     PARITY(&attention, BF16, AGGLO_OP_LSE, 3, 63, 2, 32),
     PARITY(&attention, BF16, AGGLO_OP_LSE, 2, 64, 2, 64),
     PARITY(&attention, BF16, AGGLO_OP_LSE, 1, 129, 2, 96),
     PARITY(&attention, BF16, AGGLO_OP_LSE, 2, 50, 3, 44),
-    PARITY(&attention, BF16, AGGLO_OP_LSE, 1, 4160, 1, 64),
     PARITY(&attention_bwd, BF16, 0, 3, 63, 2, 32),
     PARITY(&attention_bwd, BF16, 0, 2, 64, 2, 64),
     PARITY(&attention_bwd, BF16, 0, 1, 129, 2, 96),
