@@ -295,9 +295,8 @@ void agglo_cuda_sgemm(agglo_cuda *cuda, bool transpose_a, bool transpose_b, int6
 static void product_alone(agglo_backend *be, const agglo_tensor *a, const agglo_tensor *b, bool transpose_b,
                           agglo_tensor *c)
 {
-    AGGLO_ASSERT(a->dtype == AGGLO_F32);
-    agglo_cuda_sgemm(agglo_cuda_enter(be), false, transpose_b, a->shape[0], c->shape[1], a->shape[1], a->data, b->data,
-                     0.0f, c->data);
+    agglo_cuda_gemm_of(agglo_cuda_enter(be), false, transpose_b, a->shape[0], c->shape[1], a->shape[1], a->dtype,
+                       a->data, b->data, 0.0f, c->dtype, c->data);
 }
 
 /* ---- the linear operators ---- */

@@ -226,6 +226,7 @@ static const agglo_op_case cases[] = {
     DIFFER(&residual_bwd, BOTH, 0, 77, 300),
     DIFFER(&residual_bwd, BOTH, AGGLO_OP_IN_PLACE, 600, 65),
     PARITY(&residual_bwd, BOTH, 0, 5000, 35),
+    PARITY(&residual_bwd, BOTH, 0, 300, 264),
     PARITY(&axpy, BOTH, 0, 20011),
     PARITY(&cast, F32, 0, 20011),
     PARITY(&cast, F32, AGGLO_OP_FROM_F16, 20011),

@@ -189,6 +189,13 @@ static const agglo_op_case cases[] = {
     PARITY(&tokens_mean, BOTH, 0, 3, 257, 65),
     DIFFER(&tokens_mean_bwd, BOTH, 0, 3, 31, 65),
     DIFFER(&tokens_mean_bwd, BOTH, AGGLO_OP_ACCUMULATE, 2, 9, 12),
+    /* channels in vectors of 8 */
+    PARITY(&tokens_join, BOTH, AGGLO_OP_POS, 2, 3, 7, 264),
+    PARITY(&tokens_join_bwd, BOTH, AGGLO_OP_POS, 2, 3, 7, 264),
+    PARITY(&tokens_slice, BOTH, 0, 2, 9, 2, 5, 40),
+    PARITY(&tokens_slice_bwd, BOTH, AGGLO_OP_ACCUMULATE, 2, 9, 2, 5, 40),
+    PARITY(&tokens_mean, BOTH, 0, 2, 33, 40),
+    PARITY(&tokens_mean_bwd, BOTH, AGGLO_OP_ACCUMULATE, 2, 9, 40),
 
     BENCH(&patchify, BOTH, 0, "ViT-B/16", EACH(1), 224, 224, 16),
     BENCH(&patchify, BOTH, 0, "ViT-L/14", EACH(1), 224, 224, 14),
