@@ -111,6 +111,9 @@ bool agglo_cpu_reserve(agglo_backend *be, size_t shared_bytes, size_t worker_byt
 
 #define DECLARE_ISA(isa)                                                                                               \
     void agglo_cpu_attention_ops_##isa(agglo_backend_ops *ops);                                                        \
+    void agglo_cpu_batchnorm_ops_##isa(agglo_backend_ops *ops);                                                        \
+    void agglo_cpu_conv_ops_##isa(agglo_backend_ops *ops);                                                             \
+    void agglo_cpu_maps_ops_##isa(agglo_backend_ops *ops);                                                             \
     void agglo_cpu_elementwise_ops_##isa(agglo_backend_ops *ops);                                                      \
     void agglo_cpu_linear_ops_##isa(agglo_backend_ops *ops);                                                           \
     void agglo_cpu_loss_ops_##isa(agglo_backend_ops *ops);                                                             \
@@ -120,6 +123,9 @@ bool agglo_cpu_reserve(agglo_backend *be, size_t shared_bytes, size_t worker_byt
 #define FILL_ISA(isa, ops)                                                                                             \
     do {                                                                                                               \
         agglo_cpu_attention_ops_##isa(ops);                                                                            \
+        agglo_cpu_batchnorm_ops_##isa(ops);                                                                            \
+        agglo_cpu_conv_ops_##isa(ops);                                                                                 \
+        agglo_cpu_maps_ops_##isa(ops);                                                                                 \
         agglo_cpu_elementwise_ops_##isa(ops);                                                                          \
         agglo_cpu_linear_ops_##isa(ops);                                                                               \
         agglo_cpu_loss_ops_##isa(ops);                                                                                 \

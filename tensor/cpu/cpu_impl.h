@@ -46,6 +46,9 @@ int agglo_cpu_sgemm_failure(void);
 #define AGGLO_CPU_NAME(name) AGGLO_CPU_JOIN(name, AGGLO_CPU_ISA)
 
 void AGGLO_CPU_NAME(attention_ops)(agglo_backend_ops *ops);
+void AGGLO_CPU_NAME(batchnorm_ops)(agglo_backend_ops *ops);
+void AGGLO_CPU_NAME(conv_ops)(agglo_backend_ops *ops);
+void AGGLO_CPU_NAME(maps_ops)(agglo_backend_ops *ops);
 void AGGLO_CPU_NAME(elementwise_ops)(agglo_backend_ops *ops);
 void AGGLO_CPU_NAME(linear_ops)(agglo_backend_ops *ops);
 void AGGLO_CPU_NAME(loss_ops)(agglo_backend_ops *ops);
