@@ -11,10 +11,13 @@
 
 #include "tensor/backend_impl.h"
 
+#define AGGLO_CPU_ALIGN 64 /* of scratch, shared and each worker's: a cache line, and the widest vector */
+
 typedef struct agglo_cpu {
     agglo_backend base;
-    uint8_t *scratch; /* [shared | worker 0 | worker 1 | ...] */
-    size_t scratch_bytes, shared_bytes, worker_bytes;
+    uint8_t *block;   /* what scratch lies in */
+    uint8_t *scratch; /* [shared | worker 0 | worker 1 | ...], aligned */
+    size_t shared_bytes, worker_bytes;
 } agglo_cpu;
 
 /* Have at least shared_bytes for the operator and worker_bytes for each worker, contents undefined; false, failure latched, when there is
@@ -39,11 +42,50 @@ void agglo_cpu_sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, i
 /* The status of a product that failed on any thread since the last call, 0 when none did. */
 int agglo_cpu_sgemm_failure(void);
 
+/* A matrix as it is stored, F32 or BF16: element (outer, k) is data[outer ld + k] where k runs fastest, data[k ld + outer] otherwise. */
+typedef struct agglo_cpu_operand {
+    const void *data;
+    agglo_dtype dtype;
+    int64_t ld;
+    bool k_fastest;
+} agglo_cpu_operand;
+
+/* C[m,n] (+)= A[m,k] B[k,n], sums in F32. `finish`, where given, is called once for every element, in blocks of at most some 100 x 64 that
+ * are in cache, when its sum is complete; c NULL leaves it to finish to keep the result: `block` is scratch then.
+ * a_sums[m], where given, gets A's row sums added. An element's value depends on its row of A, its column of B and k alone. */
+typedef struct agglo_cpu_product {
+    int64_t m, n, k;
+    agglo_cpu_operand a, b;
+    float *c;
+    int64_t ldc;
+    bool accumulate; /* to c */
+    float *a_sums;
+    void (*finish)(void *context, int64_t row, int64_t rows, int64_t col, int64_t cols, float *block, int64_t ld);
+    void *context;
+} agglo_cpu_product;
+
 #define AGGLO_CPU_JOIN2(name, isa) agglo_cpu_##name##_##isa
 #define AGGLO_CPU_JOIN(name, isa)  AGGLO_CPU_JOIN2(name, isa)
 
 #ifdef AGGLO_CPU_ISA
 #define AGGLO_CPU_NAME(name) AGGLO_CPU_JOIN(name, AGGLO_CPU_ISA)
+
+/* BF16 to F32 and back (to nearest even; a NaN stays one), in vector loops. */
+static inline void agglo_cpu_from_bf16(int64_t n, const uint16_t *restrict in, float *restrict out)
+{
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) {
+        out[i] = agglo_bf16_to_f32(in[i]);
+    }
+}
+
+static inline void agglo_cpu_to_bf16(int64_t n, const float *restrict in, uint16_t *restrict out)
+{
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) {
+        out[i] = agglo_f32_to_bf16(in[i]);
+    }
+}
 
 void AGGLO_CPU_NAME(attention_ops)(agglo_backend_ops *ops);
 void AGGLO_CPU_NAME(batchnorm_ops)(agglo_backend_ops *ops);
@@ -54,6 +96,8 @@ void AGGLO_CPU_NAME(linear_ops)(agglo_backend_ops *ops);
 void AGGLO_CPU_NAME(loss_ops)(agglo_backend_ops *ops);
 void AGGLO_CPU_NAME(norm_ops)(agglo_backend_ops *ops);
 void AGGLO_CPU_NAME(tokens_ops)(agglo_backend_ops *ops);
+
+void AGGLO_CPU_NAME(product)(agglo_backend *be, const agglo_cpu_product *product);
 
 /* y[i] = act(x[i] + b[i]), b NULL for none; pre[i] = x[i] + b[i] is kept where pre is given. x, pre and y may be the same row. */
 void AGGLO_CPU_NAME(bias_act)(agglo_act act, int64_t n, const float *x, const float *b, float *pre, float *y);
