@@ -52,6 +52,9 @@ agglo_status agglo_cuda_gemm_new(agglo_cuda *cuda, agglo_err *err);
 void agglo_cuda_gemm_free(agglo_cuda *cuda); /* half-built is fine */
 void agglo_cuda_sgemm(agglo_cuda *cuda, bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k,
                       const float *a, const float *b, float beta, float *c);
+/* The same with A and B of dtype and C of c_dtype, F32 or BF16 each (F32 operands: C is F32); sums are F32. */
+void agglo_cuda_gemm_typed(agglo_cuda *cuda, bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k,
+                           agglo_dtype dtype, const void *a, const void *b, float beta, agglo_dtype c_dtype, void *c);
 
 /* elementwise.cu: pre = y + b, y = act(pre) over y[m,n]; b and pre may be NULL. */
 void agglo_cuda_bias_act(agglo_cuda *cuda, agglo_act act, int64_t m, int64_t n, const float *b, float *pre, float *y);
@@ -79,6 +82,9 @@ void agglo_cuda_reduce_ops(agglo_backend_ops *ops);
 void agglo_cuda_norm_ops(agglo_backend_ops *ops);
 void agglo_cuda_tokens_ops(agglo_backend_ops *ops);
 void agglo_cuda_loss_ops(agglo_backend_ops *ops);
+void agglo_cuda_conv_ops(agglo_backend_ops *ops);
+void agglo_cuda_batchnorm_ops(agglo_backend_ops *ops);
+void agglo_cuda_maps_ops(agglo_backend_ops *ops);
 
 #ifdef __cplusplus
 }

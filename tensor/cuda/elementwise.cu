@@ -15,39 +15,7 @@
  */
 #include <math.h>
 
-#include "tensor/cuda/kernels.cuh"
-
-static __device__ inline float act_value(agglo_act act, float v)
-{
-    switch (act) {
-    case AGGLO_ACT_GELU:
-        return agglo_gelu(v);
-    case AGGLO_ACT_QUICK_GELU:
-        return agglo_quick_gelu(v);
-    case AGGLO_ACT_SILU:
-        return agglo_silu(v);
-    case AGGLO_ACT_RELU:
-        return v < 0.0f ? 0.0f : v;
-    default:
-        return v;
-    }
-}
-
-static __device__ inline float act_slope(agglo_act act, float v)
-{
-    switch (act) {
-    case AGGLO_ACT_GELU:
-        return agglo_gelu_slope(v);
-    case AGGLO_ACT_QUICK_GELU:
-        return agglo_quick_gelu_slope(v);
-    case AGGLO_ACT_SILU:
-        return agglo_silu_slope(v);
-    case AGGLO_ACT_RELU:
-        return v > 0.0f ? 1.0f : 0.0f;
-    default:
-        return 1.0f;
-    }
-}
+#include "tensor/cuda/storage.cuh"
 
 /* ---- activations ---- */
 

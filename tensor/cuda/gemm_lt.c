@@ -3,7 +3,7 @@
  * cuBLASLt is column-major: a packed row-major X[r,c] is its c x r matrix, transposed. So C = op(A) op(B) is asked for as
  * C^T = op(B)^T op(A)^T, which leaves the flags as they are and changes the order of the operands.
  *
- * Arithmetic is true F32 (COMPUTE_TYPE; tensor cores would round operands to TF32, 10 bits of mantissa, and miss the tolerances of the parity
+ * Sums are F32, of F32 or BF16 operands. With F32 operands arithmetic is true F32 (COMPUTE_TYPE; tensor cores would round operands to TF32, 10 bits of mantissa, and miss the tolerances of the parity
  * tests). An algorithm is asked for once per (shape, flags, alignment) and kept. Split products may meet only in a separate pass over the
  * workspace, never in place, so that results do not depend on timing.
  */
@@ -21,6 +21,7 @@ typedef struct plan_key {
     int64_t m, n, k;
     uint32_t align_a, align_b, align_c;
     bool transpose_a, transpose_b;
+    bool bf16, bf16_out; /* A and B; C */
 } plan_key;
 
 typedef struct plan {
@@ -99,6 +100,7 @@ static cublasStatus_t describe(const plan_key *key, product *p)
     /* extents as stored: B is [n,k] when it is to be transposed, else [k,n]; A is [k,m] or [m,k]; columns come first */
     const int64_t b_cols = key->transpose_b ? k : n, b_rows = key->transpose_b ? n : k;
     const int64_t a_cols = key->transpose_a ? m : k, a_rows = key->transpose_a ? k : m;
+    const cudaDataType_t in = key->bf16 ? CUDA_R_16BF : CUDA_R_32F, out = key->bf16_out ? CUDA_R_16BF : CUDA_R_32F;
     cublasStatus_t status = cublasLtMatmulDescInit(&p->desc, COMPUTE_TYPE, CUDA_R_32F);
 
     if (status == CUBLAS_STATUS_SUCCESS) {
@@ -108,13 +110,13 @@ static cublasStatus_t describe(const plan_key *key, product *p)
         status = cublasLtMatmulDescSetAttribute(&p->desc, CUBLASLT_MATMUL_DESC_TRANSB, &right, sizeof right);
     }
     if (status == CUBLAS_STATUS_SUCCESS) {
-        status = cublasLtMatrixLayoutInit(&p->left, CUDA_R_32F, (uint64_t)b_cols, (uint64_t)b_rows, b_cols);
+        status = cublasLtMatrixLayoutInit(&p->left, in, (uint64_t)b_cols, (uint64_t)b_rows, b_cols);
     }
     if (status == CUBLAS_STATUS_SUCCESS) {
-        status = cublasLtMatrixLayoutInit(&p->right, CUDA_R_32F, (uint64_t)a_cols, (uint64_t)a_rows, a_cols);
+        status = cublasLtMatrixLayoutInit(&p->right, in, (uint64_t)a_cols, (uint64_t)a_rows, a_cols);
     }
     if (status == CUBLAS_STATUS_SUCCESS) {
-        status = cublasLtMatrixLayoutInit(&p->out, CUDA_R_32F, (uint64_t)n, (uint64_t)m, n);
+        status = cublasLtMatrixLayoutInit(&p->out, out, (uint64_t)n, (uint64_t)m, n);
     }
     return status;
 }
@@ -159,7 +161,7 @@ static bool same(const plan_key *a, const plan_key *b)
 {
     return a->m == b->m && a->n == b->n && a->k == b->k && a->transpose_a == b->transpose_a &&
            a->transpose_b == b->transpose_b && a->align_a == b->align_a && a->align_b == b->align_b &&
-           a->align_c == b->align_c;
+           a->align_c == b->align_c && a->bf16 == b->bf16 && a->bf16_out == b->bf16_out;
 }
 
 /* The plan of this key or a free slot for it. */
@@ -169,7 +171,8 @@ static plan *slot_of(agglo_cuda_gemm *gemm, const plan_key *key)
 
     hash = hash * 0x9E3779B97F4A7C15u + (uint64_t)key->n;
     hash = hash * 0x9E3779B97F4A7C15u + (uint64_t)key->k;
-    hash = hash * 0x9E3779B97F4A7C15u + (key->transpose_a ? 2u : 0u) + (key->transpose_b ? 1u : 0u);
+    hash = hash * 0x9E3779B97F4A7C15u + (key->transpose_a ? 2u : 0u) + (key->transpose_b ? 1u : 0u) +
+           (key->bf16 ? 4u : 0u) + (key->bf16_out ? 8u : 0u);
     hash = (hash ^ hash >> 32) * 0x9E3779B97F4A7C15u;
     for (uint64_t i = hash >> 32;; i++) {
         plan *at = &gemm->plans[i % MAX_PLANS];
@@ -191,7 +194,22 @@ static uint32_t alignment(const void *p)
 void agglo_cuda_sgemm(agglo_cuda *cuda, bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k,
                       const float *a, const float *b, float beta, float *c)
 {
-    const plan_key key = {m, n, k, alignment(a), alignment(b), alignment(c), transpose_a, transpose_b};
+    agglo_cuda_gemm_typed(cuda, transpose_a, transpose_b, m, n, k, AGGLO_F32, a, b, beta, AGGLO_F32, c);
+}
+
+void agglo_cuda_gemm_typed(agglo_cuda *cuda, bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k,
+                           agglo_dtype dtype, const void *a, const void *b, float beta, agglo_dtype c_dtype, void *c)
+{
+    const plan_key key = {m,
+                          n,
+                          k,
+                          alignment(a),
+                          alignment(b),
+                          alignment(c),
+                          transpose_a,
+                          transpose_b,
+                          dtype == AGGLO_BF16,
+                          c_dtype == AGGLO_BF16};
     const float alpha = 1.0f;
     agglo_cuda_gemm *gemm = cuda->gemm;
     product p;
