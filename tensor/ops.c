@@ -81,6 +81,19 @@ static bool known(agglo_act act)
     return act >= AGGLO_ACT_NONE && act <= AGGLO_ACT_RELU;
 }
 
+void agglo_backend_product(agglo_backend *be, const agglo_tensor *a, const agglo_tensor *b, bool transpose_b,
+                           agglo_tensor *c)
+{
+    int64_t n = transpose_b ? b->shape[0] : b->shape[1], k = transpose_b ? b->shape[1] : b->shape[0];
+
+    AGGLO_ASSERT(real(be, a) && real(be, b) && a->rank == 2 && b->rank == 2 && a->shape[1] == k);
+    AGGLO_ASSERT(matrix(be, c, a->shape[0], n) && c->data != a->data && c->data != b->data);
+    AGGLO_ASSERT(a->dtype == b->dtype && a->dtype == c->dtype && (be->pool == NULL || f32(a)));
+    if (ready(be)) {
+        be->ops->product(be, a, b, transpose_b, c);
+    }
+}
+
 void agglo_linear(agglo_backend *be, const agglo_tensor *x, const agglo_tensor *w, const agglo_tensor *b, agglo_act act,
                   agglo_tensor *pre, agglo_tensor *y)
 {

@@ -7,7 +7,9 @@
  *
  * Gradients: an argument named d_x is dLoss/dx. Weight gradients are *added to* what stands there; input gradients are written, or added
  * where `accumulate` says so. Optional arguments may be NULL. Outputs may alias inputs only where stated.
- * Reductions run over fixed trees: results do not depend on the number of threads.
+ * Reductions run over fixed trees: results do not depend on the number of threads. On the CPU backend a row (of products, norms and what is
+ * done element by element) or an image (of attention, tokens and feature maps) moreover comes out the same, bit for bit, whatever else is in
+ * the batch; sums over the batch, the parameters' gradients, of course depend on all of it.
  */
 #ifndef AGGLO_TENSOR_OPS_H
 #define AGGLO_TENSOR_OPS_H

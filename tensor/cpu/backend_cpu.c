@@ -21,7 +21,7 @@ static void cpu_free(agglo_backend *be)
 static bool cpu_supports(const agglo_backend *be, agglo_dtype dtype)
 {
     (void)be;
-    return dtype == AGGLO_F32;
+    return dtype == AGGLO_F32 || dtype == AGGLO_BF16;
 }
 
 static void cpu_wait(agglo_backend *be)
@@ -198,6 +198,7 @@ agglo_status agglo_backend_cpu_new(agglo_backend **out, int n_threads, agglo_err
         .download = cpu_move,
         .copy = cpu_move,
         .zero = cpu_zero,
+        .product = agglo_cpu_product,
     };
     be = &made->cpu.base;
     be->ops = &made->ops;

@@ -39,6 +39,10 @@ static inline void *agglo_cpu_worker(agglo_backend *be, int worker)
 void agglo_cpu_sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a,
                      int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
 
+/* agglo_backend_product. */
+void agglo_cpu_product(agglo_backend *be, const agglo_tensor *a, const agglo_tensor *b, bool transpose_b,
+                       agglo_tensor *c);
+
 /* The status of a product that failed on any thread since the last call, 0 when none did. */
 int agglo_cpu_sgemm_failure(void);
 
@@ -53,7 +57,7 @@ typedef struct agglo_cpu_operand {
 /* C[m,n] (+)= A[m,k] B[k,n], sums in F32. `finish`, where given, is called once for every element, in blocks of at most some 100 x 64 that
  * are in cache, when its sum is complete; c NULL leaves it to finish to keep the result: `block` is scratch then.
  * a_sums[m], where given, gets A's row sums added. An element's value depends on its row of A, its column of B and k alone. */
-typedef struct agglo_cpu_product {
+typedef struct agglo_cpu_gemm {
     int64_t m, n, k;
     agglo_cpu_operand a, b;
     float *c;
@@ -62,7 +66,7 @@ typedef struct agglo_cpu_product {
     float *a_sums;
     void (*finish)(void *context, int64_t row, int64_t rows, int64_t col, int64_t cols, float *block, int64_t ld);
     void *context;
-} agglo_cpu_product;
+} agglo_cpu_gemm;
 
 #define AGGLO_CPU_JOIN2(name, isa) agglo_cpu_##name##_##isa
 #define AGGLO_CPU_JOIN(name, isa)  AGGLO_CPU_JOIN2(name, isa)
@@ -87,6 +91,35 @@ static inline void agglo_cpu_to_bf16(int64_t n, const float *restrict in, uint16
     }
 }
 
+/* Elements first..first+n of a tensor (F32, BF16) in F32: in place, or converted into `scratch`. */
+static inline const float *agglo_cpu_in(const agglo_tensor *t, int64_t first, int64_t n, float *scratch)
+{
+    if (t->dtype == AGGLO_F32) {
+        return (const float *)t->data + first;
+    }
+    agglo_cpu_from_bf16(n, (const uint16_t *)t->data + first, scratch);
+    return scratch;
+}
+
+/* Where to write elements first.. of a tensor in F32: in place or `scratch`; agglo_cpu_put then rounds what stands in scratch. */
+static inline float *agglo_cpu_out(const agglo_tensor *t, int64_t first, float *scratch)
+{
+    return t->dtype == AGGLO_F32 ? (float *)t->data + first : scratch;
+}
+
+static inline void agglo_cpu_put(const agglo_tensor *t, int64_t first, int64_t n, const float *written)
+{
+    if (t->dtype != AGGLO_F32) {
+        agglo_cpu_to_bf16(n, written, (uint16_t *)t->data + first);
+    }
+}
+
+/* Have scratch for rows of c floats for each worker, where the type is not F32 and so needs it. */
+static inline bool agglo_cpu_reserve_rows(agglo_backend *be, const agglo_tensor *t, int64_t n_rows, int64_t c)
+{
+    return t->dtype == AGGLO_F32 || agglo_cpu_reserve(be, 0, (size_t)(n_rows * c) * sizeof(float));
+}
+
 void AGGLO_CPU_NAME(attention_ops)(agglo_backend_ops *ops);
 void AGGLO_CPU_NAME(batchnorm_ops)(agglo_backend_ops *ops);
 void AGGLO_CPU_NAME(conv_ops)(agglo_backend_ops *ops);
@@ -97,7 +130,7 @@ void AGGLO_CPU_NAME(loss_ops)(agglo_backend_ops *ops);
 void AGGLO_CPU_NAME(norm_ops)(agglo_backend_ops *ops);
 void AGGLO_CPU_NAME(tokens_ops)(agglo_backend_ops *ops);
 
-void AGGLO_CPU_NAME(product)(agglo_backend *be, const agglo_cpu_product *product);
+void AGGLO_CPU_NAME(gemm)(agglo_backend *be, const agglo_cpu_gemm *product);
 
 /* y[i] = act(x[i] + b[i]), b NULL for none; pre[i] = x[i] + b[i] is kept where pre is given. x, pre and y may be the same row. */
 void AGGLO_CPU_NAME(bias_act)(agglo_act act, int64_t n, const float *x, const float *b, float *pre, float *y);

@@ -98,6 +98,38 @@ GEMM_INLINE void gemm_kernel(int n_vec, int64_t k, const float *a, int64_t a_row
     }
 }
 
+/* A function name(n, k, a, b, c, ldc, accumulate): GEMM_ROWS rows and n <= GEMM_COLS columns, of which whole vectors are written; A with
+ * these strides, a panel of B. */
+#if GEMM_VECS > 2
+#define GEMM_KERNEL_3(name, a_row, a_step) GEMM_KERNEL_OF(name, 3, a_row, a_step)
+#define GEMM_CALL_3(name)                                                                                              \
+    if (n > 2 * GEMM_LANES) {                                                                                          \
+        name##_3(k, a, b, c, ldc, accumulate);                                                                         \
+    } else
+#else
+#define GEMM_KERNEL_3(name, a_row, a_step)
+#define GEMM_CALL_3(name)
+#endif
+#define GEMM_KERNEL_OF(name, n_vec, a_row, a_step)                                                                     \
+    static void name##_##n_vec(int64_t k, const float *a, const float *b, float *c, int64_t ldc, bool accumulate)      \
+    {                                                                                                                  \
+        gemm_kernel(n_vec, k, a, a_row, a_step, b, GEMM_COLS, c, ldc, accumulate);                                     \
+    }
+#define GEMM_KERNELS(name, a_row, a_step)                                                                              \
+    GEMM_KERNEL_OF(name, 1, a_row, a_step)                                                                             \
+    GEMM_KERNEL_OF(name, 2, a_row, a_step)                                                                             \
+    GEMM_KERNEL_3(name, a_row, a_step)                                                                                 \
+    static void name(int64_t n, int64_t k, const float *a, const float *b, float *c, int64_t ldc, bool accumulate)     \
+    {                                                                                                                  \
+        if (n <= GEMM_LANES) {                                                                                         \
+            name##_1(k, a, b, c, ldc, accumulate);                                                                     \
+        } else                                                                                                         \
+            GEMM_CALL_3(name)                                                                                          \
+            {                                                                                                          \
+                name##_2(k, a, b, c, ldc, accumulate);                                                                 \
+            }                                                                                                          \
+    }
+
 GEMM_INLINE void gemm_transpose4(const float *in, int64_t ld, float *out, int64_t out_ld)
 {
     gemm_vec4 r0 = *(const gemm_vec4_at *)in, r1 = *(const gemm_vec4_at *)(in + ld);
@@ -111,8 +143,8 @@ GEMM_INLINE void gemm_transpose4(const float *in, int64_t ld, float *out, int64_
     *(gemm_vec4_at *)(out + 3 * out_ld) = __builtin_shufflevector(b, d, 2, 3, 6, 7);
 }
 
-/* out[p][i] = scale in[i][p] for n <= width rows and k columns; out's other columns get zeros. width is a multiple of 4. */
-GEMM_INLINE void gemm_pack_rows(int width, int64_t n, int64_t k, float scale, const float *in, int64_t ld, float *out)
+/* out[p][i] = in[i][p] for n <= width rows and k columns; out's other columns get zeros. width is a multiple of 4. */
+GEMM_INLINE void gemm_pack_rows(int width, int64_t n, int64_t k, const float *in, int64_t ld, float *out)
 {
     for (int64_t i = 0; i < width; i += 4) {
         int64_t p = 0;
@@ -126,12 +158,6 @@ GEMM_INLINE void gemm_pack_rows(int width, int64_t n, int64_t k, float scale, co
             for (int64_t q = i; q < i + 4; q++) {
                 out[p * width + q] = q < n ? in[q * ld + p] : 0.0f;
             }
-        }
-    }
-    if (scale != 1.0f) {
-#pragma omp simd
-        for (int64_t j = 0; j < k * width; j++) {
-            out[j] *= scale;
         }
     }
 }
@@ -152,6 +178,20 @@ GEMM_INLINE void gemm_pack_cols(int width, int64_t n, int64_t k, const float *in
     }
 }
 
+/* Columns first.. of rows k0..k0+k of an F32 operand whose k does not run fastest, as panels [k][width], `n_panels` whole ones: row by row, since
+ * rows may lie a page apart. */
+GEMM_INLINE void gemm_pack_panels(int width, const agglo_cpu_operand *in, int64_t first, int64_t n_panels, int64_t k0,
+                                  int64_t k, float *out)
+{
+    for (int64_t p = 0; p < k; p++) {
+        const float *row = (const float *)in->data + (k0 + p) * in->ld + first;
+
+        for (int64_t j = 0; j < n_panels; j++) {
+            memcpy(out + (j * k + p) * width, row + j * width, (size_t)width * sizeof *out);
+        }
+    }
+}
+
 /* Outer rows first..first+n (n <= width) and k rows k0..k0+k of an operand as a panel [k][width], in F32. */
 GEMM_INLINE void gemm_pack(int width, const agglo_cpu_operand *in, int64_t first, int64_t n, int64_t k0, int64_t k,
                            float *out)
@@ -161,7 +201,7 @@ GEMM_INLINE void gemm_pack(int width, const agglo_cpu_operand *in, int64_t first
 
     if (in->dtype == AGGLO_F32) {
         if (in->k_fastest) {
-            gemm_pack_rows(width, n, k, 1.0f, (const float *)in->data + first * in->ld + k0, in->ld, out);
+            gemm_pack_rows(width, n, k, (const float *)in->data + first * in->ld + k0, in->ld, out);
         } else {
             gemm_pack_cols(width, n, k, (const float *)in->data + k0 * in->ld + first, in->ld, out);
         }
@@ -175,7 +215,7 @@ GEMM_INLINE void gemm_pack(int width, const agglo_cpu_operand *in, int64_t first
             for (int64_t i = 0; i < n; i++) {
                 agglo_cpu_from_bf16(steps, (const uint16_t *)in->data + (first + i) * in->ld + k0 + p0, rows[i]);
             }
-            gemm_pack_rows(width, n, steps, 1.0f, rows[0], CHUNK, to);
+            gemm_pack_rows(width, n, steps, rows[0], CHUNK, to);
             continue;
         }
         for (int64_t p = 0; p < steps; p++) {

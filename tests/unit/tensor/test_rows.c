@@ -1,0 +1,173 @@
+/* What tensor/ops.h promises of the CPU: a row of a product, a normalised row and an image's attention do not depend on what else is in the
+ * batch, bit for bit, in both storage types. Whole batches are compared with every part of them. */
+#include "tests/support/support.h"
+
+#include "tensor/backend.h"
+#include "tensor/ops.h"
+
+#include <math.h>
+
+enum { M = 131, N = 75, K = 1100, IMAGES = 5, TOKENS = 41, HEADS = 2, HEAD_DIM = 24 };
+
+static agglo_backend *be;
+static test_random random_stream;
+
+static agglo_tensor tensor(agglo_dtype dtype, int rank, const int64_t *shape, bool draw)
+{
+    agglo_tensor t = agglo_tensor_of(NULL, dtype, rank, shape);
+    agglo_err err = {0};
+
+    t.data = agglo_backend_alloc(be, agglo_tensor_bytes(&t), &err);
+    assert_non_null(t.data);
+    for (int64_t i = 0; draw && i < agglo_tensor_count(&t); i++) {
+        float f = test_random_normal(&random_stream);
+
+        agglo_dtype_from_f32((uint8_t *)t.data + (size_t)i * agglo_dtype_size(dtype), &f, dtype, 1);
+    }
+    return t;
+}
+
+#define TENSOR(dtype, draw, ...)                                                                                       \
+    tensor(dtype, (int)AGGLO_COUNT(((const int64_t[]){__VA_ARGS__})), (const int64_t[]){__VA_ARGS__}, draw)
+
+/* `n` of the outermost places from `first` on, as a tensor of its own. */
+static agglo_tensor part_of(const agglo_tensor *t, int64_t first, int64_t n)
+{
+    agglo_tensor part = *t;
+
+    part.data = (uint8_t *)t->data + agglo_tensor_bytes(t) / (size_t)t->shape[0] * (size_t)first;
+    part.shape[0] = n;
+    return part;
+}
+
+static void assert_same(const char *what, const agglo_tensor *whole, int64_t first, const agglo_tensor *part, int64_t n)
+{
+    size_t row = agglo_tensor_bytes(whole) / (size_t)whole->shape[0];
+
+    if (memcmp((const uint8_t *)whole->data + (size_t)first * row, part->data, (size_t)n * row) != 0) {
+        fail_msg("%s: %d from %d on differ from the same in the batch", what, (int)n, (int)first);
+    }
+}
+
+static void release(agglo_tensor *t, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        agglo_backend_release(be, t[i].data);
+    }
+}
+
+static void check_rows(agglo_dtype type)
+{
+    enum { X, W, B, PRE, Y, D_X, NORM_W, NORM_B, NORMED, PART_PRE, PART_Y, PART_D_X, PART_NORMED, COUNT };
+    agglo_tensor t[COUNT];
+
+    t[X] = TENSOR(type, true, M, K);
+    t[W] = TENSOR(type, true, N, K);
+    t[B] = TENSOR(AGGLO_F32, true, N);
+    t[NORM_W] = TENSOR(AGGLO_F32, true, K);
+    t[NORM_B] = TENSOR(AGGLO_F32, true, K);
+    t[PRE] = TENSOR(type, false, M, N);
+    t[Y] = TENSOR(type, false, M, N);
+    t[D_X] = TENSOR(type, false, M, K);
+    t[NORMED] = TENSOR(type, false, M, K);
+    t[PART_PRE] = TENSOR(type, false, M, N);
+    t[PART_Y] = TENSOR(type, false, M, N);
+    t[PART_D_X] = TENSOR(type, false, M, K);
+    t[PART_NORMED] = TENSOR(type, false, M, K);
+
+    agglo_linear(be, &t[X], &t[W], &t[B], AGGLO_ACT_GELU, &t[PRE], &t[Y]);
+    agglo_linear_bwd_input(be, &t[PRE], &t[W], false, &t[D_X]);
+    agglo_layernorm(be, &t[X], &t[NORM_W], &t[NORM_B], 1e-5f, &t[NORMED], NULL, NULL);
+    for (int64_t first = 0, n; first < M; first += n) {
+        agglo_tensor x, pre, y, d_x, normed, whole_pre;
+
+        n = 1 + (int64_t)(test_random_uniform(&random_stream) * (double)(1 + first / 2));
+        n = first + n > M ? M - first : n;
+        x = part_of(&t[X], first, n);
+        whole_pre = part_of(&t[PRE], first, n);
+        pre = part_of(&t[PART_PRE], 0, n);
+        y = part_of(&t[PART_Y], 0, n);
+        d_x = part_of(&t[PART_D_X], 0, n);
+        normed = part_of(&t[PART_NORMED], 0, n);
+        agglo_linear(be, &x, &t[W], &t[B], AGGLO_ACT_GELU, &pre, &y);
+        agglo_linear_bwd_input(be, &whole_pre, &t[W], false, &d_x);
+        agglo_layernorm(be, &x, &t[NORM_W], &t[NORM_B], 1e-5f, &normed, NULL, NULL);
+        assert_same("linear's argument", &t[PRE], first, &pre, n);
+        assert_same("linear", &t[Y], first, &y, n);
+        assert_same("linear's input gradient", &t[D_X], first, &d_x, n);
+        assert_same("layernorm", &t[NORMED], first, &normed, n);
+    }
+    release(t, COUNT);
+}
+
+static void check_images(agglo_dtype type)
+{
+    enum { QKV, OUT, LSE, D_OUT, D_QKV, ONE_OUT, ONE_LSE, ONE_D_QKV, COUNT };
+    agglo_tensor t[COUNT];
+    float scale = 1.0f / sqrtf((float)HEAD_DIM);
+
+    t[QKV] = TENSOR(type, true, IMAGES, TOKENS, 3, HEADS, HEAD_DIM);
+    t[D_OUT] = TENSOR(type, true, IMAGES, TOKENS, HEADS, HEAD_DIM);
+    t[OUT] = TENSOR(type, false, IMAGES, TOKENS, HEADS, HEAD_DIM);
+    t[LSE] = TENSOR(AGGLO_F32, false, IMAGES, HEADS, TOKENS);
+    t[D_QKV] = TENSOR(type, false, IMAGES, TOKENS, 3, HEADS, HEAD_DIM);
+    t[ONE_OUT] = TENSOR(type, false, 1, TOKENS, HEADS, HEAD_DIM);
+    t[ONE_LSE] = TENSOR(AGGLO_F32, false, 1, HEADS, TOKENS);
+    t[ONE_D_QKV] = TENSOR(type, false, 1, TOKENS, 3, HEADS, HEAD_DIM);
+
+    agglo_attention(be, &t[QKV], scale, &t[OUT], &t[LSE]);
+    agglo_attention_bwd(be, &t[D_OUT], &t[QKV], &t[OUT], &t[LSE], scale, &t[D_QKV]);
+    for (int64_t b = 0; b < IMAGES; b++) {
+        agglo_tensor qkv = part_of(&t[QKV], b, 1), d_out = part_of(&t[D_OUT], b, 1);
+
+        agglo_attention(be, &qkv, scale, &t[ONE_OUT], &t[ONE_LSE]);
+        agglo_attention_bwd(be, &d_out, &qkv, &t[ONE_OUT], &t[ONE_LSE], scale, &t[ONE_D_QKV]);
+        assert_same("attention", &t[OUT], b, &t[ONE_OUT], 1);
+        assert_same("lse", &t[LSE], b, &t[ONE_LSE], 1);
+        assert_same("attention's gradient", &t[D_QKV], b, &t[ONE_D_QKV], 1);
+    }
+    release(t, COUNT);
+}
+
+static void test_rows(void **state)
+{
+    (void)state;
+    check_rows(AGGLO_F32);
+    check_rows(AGGLO_BF16);
+}
+
+static void test_images(void **state)
+{
+    (void)state;
+    check_images(AGGLO_F32);
+    check_images(AGGLO_BF16);
+}
+
+static int open_backend(void **state)
+{
+    agglo_err err = {0};
+
+    (void)state;
+    random_stream = test_random_new(5);
+    return agglo_backend_cpu_new(&be, 2, &err) == AGGLO_OK ? 0 : -1;
+}
+
+static int close_backend(void **state)
+{
+    agglo_err err = {0};
+
+    (void)state;
+    assert_ok(agglo_backend_check(be, &err));
+    agglo_backend_free(be);
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_rows, open_backend, close_backend),
+        cmocka_unit_test_setup_teardown(test_images, open_backend, close_backend),
+    };
+
+    return test_run("unit_tensor_rows", tests);
+}
