@@ -4,8 +4,8 @@
  *     scatter    cols[m,k] = y[m,o] w[o,k];  x[pixel] = act(sum of its cols + b)  product, collect
  *     weight     d_w[o,k] += y[m,o]^T rows(x)[m,k];  d_b += column sums          lay out, product
  *
- * Mapping: lay_out moves vectors of 16 bytes where channels allow, a thread each, flat, in 32-bit arithmetic (pieces are small). collect has
- * channels on x, pixels of an image on y, images on z: a pixel sums over the taps that reach it, in order, so nothing is added by two threads.
+ * Mapping: lay_out moves vectors of 16 bytes where channels allow, a thread each, flat, in 32-bit arithmetic (pieces are small). finish and
+ * collect have 16 bytes of channels on x and pixels on y: a pixel sums over the taps that reach it, in order, so nothing is added by two threads.
  * Depthwise kernels have channels on x and pixels on y; their weight gradient a block of 32 channels x 8 rows per chunk of pixels and tap.
  * Bytes moved: laid-out rows and cols (k times the pixels) go through the cache, PIECE_BYTES at a time; the rest once.
  * Numerics: sums and cols in F32 whatever the storage type, BF16 rounded once; chunks added in order, in double; deterministic.
@@ -22,7 +22,7 @@ typedef struct window_shape {
     int h, w, stride_h, stride_w, pad_h, pad_w;
 } window_shape;
 
-static size_t aligned(int64_t n_bytes)
+static size_t rounded(int64_t n_bytes)
 {
     return (size_t)((n_bytes + 255) / 256 * 256);
 }
@@ -109,25 +109,31 @@ static int64_t piece_rows(int64_t m, int64_t row_bytes)
 /* ---- gather ---- */
 
 /* pre = sums + b, y = act(pre) */
-template <typename T>
+template <typename T, int N>
 static __global__ void finish_kernel(agglo_act act, int64_t m, int64_t n, const float *sums, const float *b, T *pre,
                                      T *y)
 {
-    int64_t j = own_column();
+    int64_t j = own_columns<N>();
+    float bias[N];
 
     if (j >= n) {
         return;
     }
-    float bias = b == NULL ? 0.0f : b[j];
-
-    ROW_LOOP(i, m)
+    load_or<N>(bias, b, j, 0.0f);
+    TALL_LOOP(i, m)
     {
-        float v = sums[i * n + j] + bias;
+        float v[N];
 
-        if (pre != NULL) {
-            put(&pre[i * n + j], v);
+        load<N>(v, sums + i * n + j);
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            v[k] += bias[k];
         }
-        put(&y[i * n + j], act_value(act, v));
+        if (pre != NULL) {
+            store<N>(pre + i * n + j, v);
+        }
+        act_values<N>(act, v);
+        store<N>(y + i * n + j, v);
     }
 }
 
@@ -182,21 +188,21 @@ static void conv_gather(agglo_backend *be, const agglo_conv_shape *s, const aggl
 
     AGGLO_ASSERT(m <= INT32_MAX);
     if (s->depthwise) {
-        BY_STORAGE(dtype, T,
-                   depthwise_gather_kernel<T>
-                   <<<row_grid(s->batch, s->oh * s->ow, s->c), row_block(s->c), 0, cuda->stream>>>(
-                       *s, (const T *)x->data, (const T *)w->data, input(b), act, accumulate,
-                       pre == NULL ? NULL : (T *)pre->data, (T *)y->data));
+        WITH_STORAGE(dtype, T,
+                     depthwise_gather_kernel<T>
+                     <<<row_grid(s->batch, s->oh * s->ow, s->c), row_block(s->c), 0, cuda->stream>>>(
+                         *s, (const T *)x->data, (const T *)w->data, input(b), act, accumulate,
+                         pre == NULL ? NULL : (T *)pre->data, (T *)y->data));
         agglo_cuda_launched(cuda, "conv2d");
         return;
     }
     if (!pointwise(s)) {
         step = piece_rows(m, k * size);
-        laid_bytes = aligned(step * k * size);
+        laid_bytes = rounded(step * k * size);
     } else if (sums) {
         step = piece_rows(m, s->o * 4);
     }
-    sums_bytes = sums ? aligned(step * s->o * 4) : 0;
+    sums_bytes = sums ? rounded(step * s->o * 4) : 0;
     if (laid_bytes + sums_bytes > 0) {
         scratch = (uint8_t *)agglo_cuda_reserve(cuda, laid_bytes + sums_bytes);
         if (scratch == NULL) {
@@ -217,15 +223,14 @@ static void conv_gather(agglo_backend *be, const agglo_conv_shape *s, const aggl
         } else {
             lay_out(cuda, s, m0, n, dtype, x->data, scratch);
         }
-        agglo_cuda_gemm_typed(cuda, false, true, n, s->o, k, dtype, rows, w->data, accumulate ? 1.0f : 0.0f,
-                              sums ? AGGLO_F32 : dtype, sums ? out : y_at);
-        if (sums) {
-            finish_kernel<__nv_bfloat16><<<row_grid(1, n, s->o), row_block(s->o), 0, cuda->stream>>>(
-                act, n, s->o, out, input(b), (__nv_bfloat16 *)pre_at, (__nv_bfloat16 *)y_at);
-            agglo_cuda_launched(cuda, "conv2d");
-        } else if (finish) {
-            finish_kernel<float><<<row_grid(1, n, s->o), row_block(s->o), 0, cuda->stream>>>(
-                act, n, s->o, (const float *)y_at, input(b), (float *)pre_at, (float *)y_at);
+        agglo_cuda_gemm_of(cuda, false, true, n, s->o, k, dtype, rows, w->data, accumulate ? 1.0f : 0.0f,
+                           sums ? AGGLO_F32 : dtype, sums ? out : y_at);
+        if (finish) {
+            const float *from = sums ? out : (const float *)y_at;
+
+            WITH_STORAGE(dtype, T,
+                         TALL_LAUNCH(cuda, T, n, s->o, finish_kernel, (s->o, from, input(b), pre_at, y_at), act, n,
+                                     s->o, from, input(b), (T *)pre_at, (T *)y_at));
             agglo_cuda_launched(cuda, "conv2d");
         }
     }
@@ -238,46 +243,53 @@ typedef struct band {
     int64_t image0, n_images, row0, rows, oy0, n_oy;
 } band;
 
-template <typename T>
+template <typename T, int N>
 static __global__ void collect_kernel(agglo_conv_shape s, band at, const float *cols, const float *b, agglo_act act,
                                       bool accumulate, T *pre, T *x)
 {
-    int64_t j = own_column();
+    int64_t j = own_columns<N>(), pixels = at.rows * s.w;
+    float bias[N];
 
     if (j >= s.c) {
         return;
     }
-    float bias = b == NULL ? 0.0f : b[j];
-
-    PLANE_LOOP(image, at.n_images)
+    load_or<N>(bias, b, j, 0.0f);
+    TALL_LOOP(i, at.n_images * pixels)
     {
-        ROW_LOOP(i, at.rows * s.w)
-        {
-            int64_t y = i / s.w, ix = i - y * s.w, iy = at.row0 + y;
-            int64_t to = (((at.image0 + image) * s.h + iy) * s.w + ix) * s.c + j;
-            float sum = bias;
+        int64_t image = i / pixels, pixel = i - image * pixels, y = pixel / s.w, ix = pixel - y * s.w, iy = at.row0 + y;
+        int64_t to = (((at.image0 + image) * s.h + iy) * s.w + ix) * s.c + j;
+        float sum[N];
 
-            for (int64_t ky = 0; ky < s.kh; ky++) {
-                int64_t down = iy + s.pad_h - ky, oy = down / s.stride_h;
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            sum[k] = bias[k];
+        }
+        for (int64_t ky = 0; ky < s.kh; ky++) {
+            int64_t down = iy + s.pad_h - ky, oy = down / s.stride_h;
 
-                if (down < 0 || oy * s.stride_h != down || oy >= s.oh) {
-                    continue;
-                }
-                for (int64_t kx = 0; kx < s.kw; kx++) {
-                    int64_t across = ix + s.pad_w - kx, ox = across / s.stride_w;
+            if (down < 0 || oy * s.stride_h != down || oy >= s.oh) {
+                continue;
+            }
+            for (int64_t kx = 0; kx < s.kw; kx++) {
+                int64_t across = ix + s.pad_w - kx, ox = across / s.stride_w;
 
-                    if (across >= 0 && ox * s.stride_w == across && ox < s.ow) {
-                        int64_t row = (image * at.n_oy + oy - at.oy0) * s.ow + ox;
+                if (across >= 0 && ox * s.stride_w == across && ox < s.ow) {
+                    int64_t row = (image * at.n_oy + oy - at.oy0) * s.ow + ox;
+                    float v[N];
 
-                        sum += cols[((row * s.kh + ky) * s.kw + kx) * s.c + j];
+                    load<N>(v, cols + ((row * s.kh + ky) * s.kw + kx) * s.c + j);
+#pragma unroll
+                    for (int k = 0; k < N; k++) {
+                        sum[k] += v[k];
                     }
                 }
             }
-            if (pre != NULL) {
-                put(&pre[to], sum);
-            }
-            put_or_add(&x[to], act_value(act, sum), accumulate);
         }
+        if (pre != NULL) {
+            store<N>(pre + to, sum);
+        }
+        act_values<N>(act, sum);
+        put<N>(x + to, sum, accumulate);
     }
 }
 
@@ -326,10 +338,10 @@ static void conv_scatter(agglo_backend *be, const agglo_conv_shape *s, const agg
     float *cols;
 
     if (s->depthwise) {
-        BY_STORAGE(dtype, T,
-                   depthwise_scatter_kernel<T>
-                   <<<row_grid(s->batch, s->h * s->w, s->c), row_block(s->c), 0, cuda->stream>>>(
-                       *s, (const T *)y->data, (const T *)w->data, accumulate, (T *)x->data));
+        WITH_STORAGE(dtype, T,
+                     depthwise_scatter_kernel<T>
+                     <<<row_grid(s->batch, s->h * s->w, s->c), row_block(s->c), 0, cuda->stream>>>(
+                         *s, (const T *)y->data, (const T *)w->data, accumulate, (T *)x->data));
         agglo_cuda_launched(cuda, "conv2d_bwd_input");
         return;
     }
@@ -358,13 +370,14 @@ static void conv_scatter(agglo_backend *be, const agglo_conv_shape *s, const agg
             at.n_oy = at_least(end - at.oy0, 0);
         }
         if (at.n_oy > 0) {
-            agglo_cuda_gemm_typed(cuda, false, false, at.n_images * at.n_oy * s->ow, k, s->o, dtype,
-                                  offset(y->data, dtype, (at.image0 * s->oh + at.oy0) * s->ow * s->o), w->data, 0.0f,
-                                  AGGLO_F32, cols);
+            agglo_cuda_gemm_of(cuda, false, false, at.n_images * at.n_oy * s->ow, k, s->o, dtype,
+                               offset(y->data, dtype, (at.image0 * s->oh + at.oy0) * s->ow * s->o), w->data, 0.0f,
+                               AGGLO_F32, cols);
         }
-        BY_STORAGE(dtype, T,
-                   collect_kernel<T><<<row_grid(at.n_images, at.rows * s->w, s->c), row_block(s->c), 0, cuda->stream>>>(
-                       *s, at, cols, input(b), act, accumulate, pre == NULL ? NULL : (T *)pre->data, (T *)x->data));
+        WITH_STORAGE(dtype, T,
+                     TALL_LAUNCH(cuda, T, at.n_images * at.rows * s->w, s->c, collect_kernel,
+                                 (s->c, cols, input(b), output_of<T>(pre), output_of<T>(x)), *s, at, cols, input(b),
+                                 act, accumulate, output_of<T>(pre), output_of<T>(x)));
         agglo_cuda_launched(cuda, "conv2d_bwd_input");
         at.row0 += at.rows;
         if (at.row0 == s->h) {
@@ -412,9 +425,9 @@ static void add_pixel_sums(agglo_cuda *cuda, const agglo_tensor *x, float *out)
     if (partial == NULL) {
         return;
     }
-    BY_STORAGE(x->dtype, T,
-               pixel_sums_kernel<T>
-               <<<grid, dim3(WARP, SUM_ROWS), 0, cuda->stream>>>(m, c, chunks.n_rows, (const T *)x->data, partial));
+    WITH_STORAGE(x->dtype, T,
+                 pixel_sums_kernel<T>
+                 <<<grid, dim3(WARP, SUM_ROWS), 0, cuda->stream>>>(m, c, chunks.n_rows, (const T *)x->data, partial));
     agglo_cuda_launched(cuda, "sums over pixels");
     agglo_cuda_add_partials(cuda, chunks.n, c, out, 0, NULL, partial);
 }
@@ -476,9 +489,9 @@ static void conv_weight_depthwise(agglo_cuda *cuda, const agglo_conv_shape *s, c
     if (partial == NULL) {
         return;
     }
-    BY_STORAGE(x->dtype, T,
-               depthwise_weight_kernel<T><<<grid, dim3(WARP, SUM_ROWS), 0, cuda->stream>>>(
-                   *s, chunks.n_rows, (const T *)d_y->data, (const T *)x->data, partial));
+    WITH_STORAGE(x->dtype, T,
+                 depthwise_weight_kernel<T><<<grid, dim3(WARP, SUM_ROWS), 0, cuda->stream>>>(
+                     *s, chunks.n_rows, (const T *)d_y->data, (const T *)x->data, partial));
     agglo_cuda_launched(cuda, "conv2d_bwd_weight");
     depthwise_add_kernel<<<flat_grid(cuda, s->c * taps), BLOCK, 0, cuda->stream>>>(chunks.n, s->c, taps, partial, d_w);
     agglo_cuda_launched(cuda, "conv2d_bwd_weight");
@@ -509,8 +522,8 @@ static void conv_weight(agglo_backend *be, const agglo_conv_shape *s, const aggl
             if (laid != NULL) {
                 lay_out(cuda, s, m0, n, dtype, x->data, laid);
             }
-            agglo_cuda_gemm_typed(cuda, true, false, s->o, k, n, dtype, offset(d_y->data, dtype, m0 * s->o),
-                                  laid != NULL ? laid : x->data, 1.0f, AGGLO_F32, d_w->data);
+            agglo_cuda_gemm_of(cuda, true, false, s->o, k, n, dtype, offset(d_y->data, dtype, m0 * s->o),
+                               laid != NULL ? laid : x->data, 1.0f, AGGLO_F32, d_w->data);
         }
     }
     if (d_b_y != NULL) {

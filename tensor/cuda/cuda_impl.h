@@ -46,21 +46,24 @@ void agglo_cuda_launched(agglo_cuda *cuda, const char *what);
  * enough. Grows only: with shapes that have been seen nothing is allocated. The stream orders one operator's use after another's. */
 void *agglo_cuda_reserve(agglo_cuda *cuda, size_t n_bytes);
 
-/* gemm_lt.c: C[m,n] = op(A) op(B) + beta C, row-major and packed, F32 with F32 arithmetic; op transposes where the flag says so.
- * Deterministic: the algorithm depends on shape and alignment, partial sums never meet in atomics. */
+/* gemm_lt.c: C[m,n] = op(A) op(B) + beta C, row-major and packed, sums in F32; op transposes where the flag says so. A and B of type
+ * `in`, C of type `out`: F32 and F32, BF16 and BF16, or BF16 and F32. Deterministic: the algorithm depends on shape and alignment, partial
+ * sums never meet in atomics. agglo_cuda_sgemm is all F32. */
 agglo_status agglo_cuda_gemm_new(agglo_cuda *cuda, agglo_err *err);
 void agglo_cuda_gemm_free(agglo_cuda *cuda); /* half-built is fine */
+void agglo_cuda_gemm_of(agglo_cuda *cuda, bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k,
+                        agglo_dtype in, const void *a, const void *b, float beta, agglo_dtype out, void *c);
 void agglo_cuda_sgemm(agglo_cuda *cuda, bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k,
                       const float *a, const float *b, float beta, float *c);
-/* The same with A and B of dtype and C of c_dtype, F32 or BF16 each (F32 operands: C is F32); sums are F32. */
-void agglo_cuda_gemm_typed(agglo_cuda *cuda, bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k,
-                           agglo_dtype dtype, const void *a, const void *b, float beta, agglo_dtype c_dtype, void *c);
 
-/* elementwise.cu: pre = y + b, y = act(pre) over y[m,n]; b and pre may be NULL. */
-void agglo_cuda_bias_act(agglo_cuda *cuda, agglo_act act, int64_t m, int64_t n, const float *b, float *pre, float *y);
+/* elementwise.cu: pre = y + b, y = act(pre) over y[m,n] of dtype F32 or BF16, as pre; b and pre may be NULL. act is of pre before it is
+ * rounded. */
+void agglo_cuda_bias_act(agglo_cuda *cuda, agglo_act act, agglo_dtype dtype, int64_t m, int64_t n, const float *b,
+                         void *pre, void *y);
 
-/* reduce.cu: out[j] += sum over rows of a[i,j], or of a[i,j] b[i,j] where b is given. */
-void agglo_cuda_column_sums(agglo_cuda *cuda, int64_t m, int64_t c, const float *a, const float *b, float *out);
+/* reduce.cu: out[j] += sum over rows of a[i,j], or of a[i,j] b[i,j] where b is given; a and b of dtype F32 or BF16. */
+void agglo_cuda_column_sums(agglo_cuda *cuda, agglo_dtype dtype, int64_t m, int64_t c, const void *a, const void *b,
+                            float *out);
 
 /* reduce.cu: column sums in two stages. The first, which other families write for themselves, leaves one row of partial sums per
  * chunk of rows, partial[n_chunks][n]; this adds them, in order and in double, to the outputs: the first n_out[0] columns to out[0], the

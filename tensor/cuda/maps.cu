@@ -6,8 +6,8 @@
  *     copy_block       y[i, y_first + j] (+)= x[i, x_first + j]
  *     residual_drop    y = x + scale[b] gamma[j] h;  d_h (+)= scale gamma d_y;  d_gamma[j] += sum of scale d_y h
  *
- * Mapping: channels (columns) on x, pixels (rows) on y, images on z; transpose: tiles of 32 x 32 through shared memory, 8 rows of threads;
- * copy_block moves 16 bytes a thread where extents and addresses allow. d_gamma: a block of 32 channels x 8 rows per chunk of rows, then the
+ * Mapping: pooling has channels on x, pixels on y, images on z; transpose tiles of 32 x 32 through shared memory, 8 rows of threads; copy_block
+ * (written) and residual_drop 16 bytes a thread where extents and addresses allow, rows on y. d_gamma: a block of 32 channels x 8 rows per chunk of rows, then the
  * chunks in order (reduce.cu).
  * Bytes moved: each input and output once, pooling windows that overlap from the cache. Numerics: F32; sums in the order of windows;
  * deterministic.
@@ -64,9 +64,9 @@ static void avgpool2d(agglo_backend *be, const agglo_pool2d_config *config, cons
     agglo_cuda *cuda = agglo_cuda_enter(be);
     pool_shape s = pool_of(config, x, y);
 
-    BY_STORAGE(x->dtype, T,
-               avgpool_kernel<T><<<row_grid(s.batch, s.oh * s.ow, s.c), row_block(s.c), 0, cuda->stream>>>(
-                   s, (const T *)x->data, (T *)y->data));
+    WITH_STORAGE(x->dtype, T,
+                 avgpool_kernel<T><<<row_grid(s.batch, s.oh * s.ow, s.c), row_block(s.c), 0, cuda->stream>>>(
+                     s, (const T *)x->data, (T *)y->data));
     agglo_cuda_launched(cuda, "avgpool2d");
 }
 
@@ -115,9 +115,9 @@ static void maxpool2d(agglo_backend *be, const agglo_pool2d_config *config, cons
     agglo_cuda *cuda = agglo_cuda_enter(be);
     pool_shape s = pool_of(config, x, y);
 
-    BY_STORAGE(x->dtype, T,
-               maxpool_kernel<T><<<row_grid(s.batch, s.oh * s.ow, s.c), row_block(s.c), 0, cuda->stream>>>(
-                   s, (const T *)x->data, (T *)y->data, index == NULL ? NULL : (int32_t *)index->data));
+    WITH_STORAGE(x->dtype, T,
+                 maxpool_kernel<T><<<row_grid(s.batch, s.oh * s.ow, s.c), row_block(s.c), 0, cuda->stream>>>(
+                     s, (const T *)x->data, (T *)y->data, index == NULL ? NULL : (int32_t *)index->data));
     agglo_cuda_launched(cuda, "maxpool2d");
 }
 
@@ -172,7 +172,7 @@ static void maxpool2d_bwd(agglo_backend *be, const agglo_pool2d_config *config, 
     agglo_cuda *cuda = agglo_cuda_enter(be);
     pool_shape s = pool_of(config, d_x, d_y);
 
-    BY_STORAGE(
+    WITH_STORAGE(
         d_x->dtype, T,
         pool_bwd_kernel<T><<<row_grid(s.batch, s.h * s.w, s.c), row_block(s.c), 0, cuda->stream>>>(
             s, (const T *)d_y->data, index == NULL ? NULL : (const int32_t *)index->data, accumulate, (T *)d_x->data));
@@ -245,7 +245,7 @@ template <typename V> static __global__ void copy_kernel(block_shape s, const V 
     if (j >= s.cols) {
         return;
     }
-    ROW_LOOP(i, s.rows)
+    TALL_LOOP(i, s.rows)
     {
         y[i * s.y_stride + s.y_first + j] = x[i * s.x_stride + s.x_first + j];
     }
@@ -258,7 +258,7 @@ template <typename T> static __global__ void add_kernel(block_shape s, const T *
     if (j >= s.cols) {
         return;
     }
-    ROW_LOOP(i, s.rows)
+    TALL_LOOP(i, s.rows)
     {
         put_or_add(&y[i * s.y_stride + s.y_first + j], get(&x[i * s.x_stride + s.x_first + j]), true);
     }
@@ -274,45 +274,46 @@ static void copy_block(agglo_backend *be, int64_t rows, int64_t cols, const aggl
                  x_first % unit == 0 && y_stride % unit == 0 && y_first % unit == 0;
 
     if (accumulate) {
-        BY_STORAGE(x->dtype, T,
-                   add_kernel<T><<<row_grid(1, rows, cols), row_block(cols), 0, cuda->stream>>>(s, (const T *)x->data,
-                                                                                                (T *)y->data));
+        WITH_STORAGE(x->dtype, T,
+                     add_kernel<T><<<tall_grid(cuda, rows, cols), tall_block(cols), 0, cuda->stream>>>(
+                         s, (const T *)x->data, (T *)y->data));
     } else if (whole) {
         block_shape u = {rows, cols / unit, x_stride / unit, x_first / unit, y_stride / unit, y_first / unit};
 
-        copy_kernel<uint4><<<row_grid(1, rows, u.cols), row_block(u.cols), 0, cuda->stream>>>(u, (const uint4 *)x->data,
-                                                                                              (uint4 *)y->data);
+        copy_kernel<uint4><<<tall_grid(cuda, rows, u.cols), tall_block(u.cols), 0, cuda->stream>>>(
+            u, (const uint4 *)x->data, (uint4 *)y->data);
     } else {
-        BY_STORAGE(x->dtype, T,
-                   copy_kernel<T><<<row_grid(1, rows, cols), row_block(cols), 0, cuda->stream>>>(s, (const T *)x->data,
-                                                                                                 (T *)y->data));
+        WITH_STORAGE(x->dtype, T,
+                     copy_kernel<T><<<tall_grid(cuda, rows, cols), tall_block(cols), 0, cuda->stream>>>(
+                         s, (const T *)x->data, (T *)y->data));
     }
     agglo_cuda_launched(cuda, "copying a block");
 }
 
-/* ---- the residual of stochastic depth: samples on z, rows of a sample on y ---- */
+/* ---- the residual of stochastic depth: per_sample rows share a scale ---- */
 
-template <typename T>
-static __global__ void drop_kernel(int64_t batch, int64_t m, int64_t c, const T *x, const T *h, const float *gamma,
+template <typename T, int N>
+static __global__ void drop_kernel(int64_t m, int64_t c, int64_t per_sample, const T *x, const T *h, const float *gamma,
                                    const float *scale, T *y)
 {
-    int64_t j = own_column();
+    int64_t j = own_columns<N>();
+    float of_channel[N];
 
     if (j >= c) {
         return;
     }
-    float of_channel = gamma == NULL ? 1.0f : gamma[j];
-
-    PLANE_LOOP(b, batch)
+    load_or<N>(of_channel, gamma, j, 1.0f);
+    TALL_LOOP(i, m)
     {
-        float s = scale[b] * of_channel;
+        float s = scale[i / per_sample], v[N], add[N];
 
-        ROW_LOOP(i, m)
-        {
-            int64_t at = (b * m + i) * c + j;
-
-            put(&y[at], get(&x[at]) + s * get(&h[at]));
+        load<N>(v, x + i * c + j);
+        load<N>(add, h + i * c + j);
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            v[k] += s * of_channel[k] * add[k];
         }
+        store<N>(y + i * c + j, v);
     }
 }
 
@@ -320,11 +321,11 @@ static void residual_drop(agglo_backend *be, const agglo_tensor *x, const agglo_
                           const agglo_tensor *scale, agglo_tensor *y)
 {
     agglo_cuda *cuda = agglo_cuda_enter(be);
-    int64_t batch = x->shape[0], c = x->shape[x->rank - 1], m = agglo_tensor_count(x) / (batch * c);
+    int64_t c = x->shape[x->rank - 1], m = agglo_tensor_count(x) / c, per_sample = m / x->shape[0];
 
-    BY_STORAGE(x->dtype, T,
-               drop_kernel<T><<<row_grid(batch, m, c), row_block(c), 0, cuda->stream>>>(
-                   batch, m, c, (const T *)x->data, (const T *)h->data, input(gamma), input(scale), (T *)y->data));
+    WITH_STORAGE(x->dtype, T,
+                 TALL_LAUNCH(cuda, T, m, c, drop_kernel, (c, x->data, h->data, input(gamma), y->data), m, c, per_sample,
+                             input_of<T>(x), input_of<T>(h), input(gamma), input(scale), output_of<T>(y)));
     agglo_cuda_launched(cuda, "residual_drop");
 }
 
@@ -354,27 +355,27 @@ static __global__ void drop_gamma_kernel(int64_t m, int64_t c, int64_t per_sampl
     }
 }
 
-template <typename T>
-static __global__ void drop_bwd_kernel(int64_t batch, int64_t m, int64_t c, const T *d_y, const float *gamma,
+template <typename T, int N>
+static __global__ void drop_bwd_kernel(int64_t m, int64_t c, int64_t per_sample, const T *d_y, const float *gamma,
                                        const float *scale, bool accumulate, T *d_h)
 {
-    int64_t j = own_column();
+    int64_t j = own_columns<N>();
+    float of_channel[N];
 
     if (j >= c) {
         return;
     }
-    float of_channel = gamma == NULL ? 1.0f : gamma[j];
-
-    PLANE_LOOP(b, batch)
+    load_or<N>(of_channel, gamma, j, 1.0f);
+    TALL_LOOP(i, m)
     {
-        float s = scale[b] * of_channel;
+        float s = scale[i / per_sample], v[N];
 
-        ROW_LOOP(i, m)
-        {
-            int64_t at = (b * m + i) * c + j;
-
-            put_or_add(&d_h[at], s * get(&d_y[at]), accumulate);
+        load<N>(v, d_y + i * c + j);
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            v[k] *= s * of_channel[k];
         }
+        put<N>(d_h + i * c + j, v, accumulate);
     }
 }
 
@@ -384,26 +385,26 @@ static void residual_drop_bwd(agglo_backend *be, const agglo_tensor *d_y, const 
                               agglo_tensor *d_gamma)
 {
     agglo_cuda *cuda = agglo_cuda_enter(be);
-    int64_t batch = d_y->shape[0], c = d_y->shape[d_y->rank - 1], m = agglo_tensor_count(d_y) / (batch * c);
+    int64_t c = d_y->shape[d_y->rank - 1], m = agglo_tensor_count(d_y) / c, per_sample = m / d_y->shape[0];
 
     if (d_gamma != NULL) {
-        agglo_cuda_chunks chunks = agglo_cuda_row_chunks(batch * m);
+        agglo_cuda_chunks chunks = agglo_cuda_row_chunks(m);
         float *partial = (float *)agglo_cuda_reserve(cuda, (size_t)(chunks.n * c) * sizeof(float));
         dim3 grid((unsigned)agglo_cuda_ceil_div(c, WARP), (unsigned)chunks.n);
 
         if (partial == NULL) {
             return;
         }
-        BY_STORAGE(
+        WITH_STORAGE(
             d_y->dtype, T,
             drop_gamma_kernel<T><<<grid, dim3(WARP, SUM_ROWS), 0, cuda->stream>>>(
-                batch * m, c, m, chunks.n_rows, (const T *)d_y->data, (const T *)h->data, input(scale), partial));
+                m, c, per_sample, chunks.n_rows, (const T *)d_y->data, (const T *)h->data, input(scale), partial));
         agglo_cuda_launched(cuda, "residual_drop_bwd");
         agglo_cuda_add_partials(cuda, chunks.n, c, output(d_gamma), 0, NULL, partial);
     }
-    BY_STORAGE(d_y->dtype, T,
-               drop_bwd_kernel<T><<<row_grid(batch, m, c), row_block(c), 0, cuda->stream>>>(
-                   batch, m, c, (const T *)d_y->data, input(gamma), input(scale), accumulate, (T *)d_h->data));
+    WITH_STORAGE(d_y->dtype, T,
+                 TALL_LAUNCH(cuda, T, m, c, drop_bwd_kernel, (c, d_y->data, input(gamma), d_h->data), m, c, per_sample,
+                             input_of<T>(d_y), input(gamma), input(scale), accumulate, output_of<T>(d_h)));
     agglo_cuda_launched(cuda, "residual_drop_bwd");
 }
 
