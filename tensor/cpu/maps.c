@@ -146,8 +146,8 @@ static void max_row(void *context, int64_t row, int worker)
     const pool_work *job = context;
     const agglo_pool2d_config *p = job->p;
     int64_t image = row / job->oh, oy = row % job->oh, c = job->c;
-    float *most = agglo_cpu_worker(job->be, worker), *tmp = most + c;
-    int32_t *place = (int32_t *)(tmp + c);
+    float *restrict most = agglo_cpu_worker(job->be, worker), *tmp = most + c;
+    int32_t *restrict place = (int32_t *)(tmp + c);
     int64_t top = oy * p->stride_h - p->pad_h, y0 = top < 0 ? 0 : top, y1 = agglo_min(top + p->kernel_h, job->h);
 
     for (int64_t ox = 0; ox < job->ow; ox++) {
@@ -157,13 +157,22 @@ static void max_row(void *context, int64_t row, int worker)
         for (int64_t iy = y0; iy < y1; iy++) {
             for (int64_t ix = x0; ix < x1; ix++) {
                 const float *x = agglo_cpu_row(tmp, job->x, job->dtype, ((image * job->h + iy) * job->w + ix) * c, c);
-                bool first = iy == y0 && ix == x0;
+                int32_t here = (int32_t)(iy * job->w + ix);
 
+                if (iy == y0 && ix == x0) {
+                    memcpy(most, x, floats(c));
+                    for (int64_t j = 0; j < c; j++) {
+                        place[j] = here;
+                    }
+                    continue;
+                }
+#pragma omp simd
                 for (int64_t j = 0; j < c; j++) {
-                    bool better = first || x[j] > most[j] || (x[j] != x[j] && most[j] == most[j]);
+                    /* larger, or the first NaN: bitwise, so that there is no branch */
+                    int better = (x[j] > most[j]) | ((x[j] != x[j]) & (most[j] == most[j]));
 
                     most[j] = better ? x[j] : most[j];
-                    place[j] = better ? (int32_t)(iy * job->w + ix) : place[j];
+                    place[j] = better ? here : place[j];
                 }
             }
         }
@@ -196,17 +205,23 @@ typedef struct move_work {
     size_t size;
 } move_work;
 
-#define STRIP 32 /* rows of x per task: 64 or 128 bytes of a row of y */
+#define STRIP 64 /* rows of y per task: its part of x and y stay in cache while a row of y is filled */
+#define TILE  16 /* rows of x at a time, by way of the stack: rows apart by a power of two fall on the same cache sets */
 
 #define TRANSPOSE(type)                                                                                                \
     do {                                                                                                               \
-        const type *x = (const type *)job->x + batch * m * n;                                                          \
-        type *y = (type *)job->y + batch * m * n;                                                                      \
+        const type *x = (const type *)job->x + batch * m * n + j0;                                                     \
+        type *y = (type *)job->y + batch * m * n + j0 * m, tile[TILE][STRIP];                                          \
                                                                                                                        \
-        for (int64_t j0 = 0; j0 < n; j0 += STRIP) {                                                                    \
-            for (int64_t j = j0; j < agglo_min(j0 + STRIP, n); j++) {                                                  \
-                for (int64_t i = i0; i < i1; i++) {                                                                    \
-                    y[j * m + i] = x[i * n + j];                                                                       \
+        for (int64_t i = 0; i < m; i += TILE) {                                                                        \
+            int64_t h = agglo_min(TILE, m - i);                                                                        \
+                                                                                                                       \
+            for (int64_t r = 0; r < h; r++) {                                                                          \
+                memcpy(tile[r], x + (i + r) * n, (size_t)w * sizeof(type));                                            \
+            }                                                                                                          \
+            for (int64_t j = 0; j < w; j++) {                                                                          \
+                for (int64_t r = 0; r < h; r++) {                                                                      \
+                    y[j * m + i + r] = tile[r][j];                                                                     \
                 }                                                                                                      \
             }                                                                                                          \
         }                                                                                                              \
@@ -215,8 +230,8 @@ typedef struct move_work {
 static void transpose_strip(void *context, int64_t index, int worker)
 {
     const move_work *job = context;
-    int64_t batch = index / job->n_strips, m = job->m, n = job->n, i0 = index % job->n_strips * STRIP;
-    int64_t i1 = agglo_min(i0 + STRIP, m);
+    int64_t batch = index / job->n_strips, m = job->m, n = job->n, j0 = index % job->n_strips * STRIP;
+    int64_t w = agglo_min(STRIP, n - j0);
 
     (void)worker;
     if (job->size == 4) {
@@ -228,7 +243,7 @@ static void transpose_strip(void *context, int64_t index, int worker)
 
 static void transpose(agglo_backend *be, int64_t batch, int64_t m, int64_t n, const agglo_tensor *x, agglo_tensor *y)
 {
-    move_work job = {m, n, agglo_ceil_div(m, STRIP), x->data, y->data, agglo_dtype_size(x->dtype)};
+    move_work job = {m, n, agglo_ceil_div(n, STRIP), x->data, y->data, agglo_dtype_size(x->dtype)};
 
     agglo_pool_for(be->pool, batch * job.n_strips, transpose_strip, &job);
 }
