@@ -14,6 +14,7 @@ static void cpu_free(agglo_backend *be)
     agglo_cpu *cpu = (agglo_cpu *)be;
 
     agglo_pool_free(be->pool);
+    agglo_cpu_convs_free(cpu->convs);
     agglo_free(cpu->block);
     agglo_free(cpu);
 }
@@ -32,7 +33,7 @@ static void cpu_wait(agglo_backend *be)
     if (status != 0) {
         agglo_err err = {0};
 
-        agglo_fail(&err, AGGLO_E_DEVICE, "oneDNN's matrix product failed with status %d", status);
+        agglo_fail(&err, AGGLO_E_DEVICE, "oneDNN failed with status %d", status);
         agglo_backend_latch(be, &err);
     }
 }

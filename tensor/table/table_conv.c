@@ -215,6 +215,11 @@ static const agglo_op_case cases[] = {
     PARITY(&conv2d, BOTH, AGGLO_OP_BIAS, 1, 16, 16, 200, 17, 3, 3, 1, 1, 1), /* rows in pieces */
     PARITY(&conv2d, BOTH, 0, 1, 9, 31, 12, 300, 3, 3, 1, 1, 1),              /* outputs in tiles */
     PARITY(&conv2d, BOTH, AGGLO_OP_BIAS | AGGLO_ACT_SILU, 1, 9, 7, 10, 9, 1, 1, 2, 0, 0),
+    /* maps of several bands */
+    PARITY(&conv2d, BOTH, AGGLO_OP_BIAS | AGGLO_OP_PRE | AGGLO_ACT_SILU, 2, 30, 31, 5, 11, 3, 3, 1, 1, 1),
+    PARITY(&conv2d, BOTH, 0, 3, 61, 47, 3, 19, 3, 3, 2, 1, 1),
+    PARITY(&conv2d, BOTH, AGGLO_OP_BIAS, 1, 23, 40, 17, 16, 5, 5, 1, 2, 2),
+    PARITY(&conv2d, BOTH, AGGLO_ACT_RELU, 2, 45, 33, 16, 32, 2, 2, 2, 0, 0),
     PARITY(&conv2d, BOTH, AGGLO_OP_BIAS | AGGLO_OP_PRE | AGGLO_ACT_GELU, 2, 7, 9, 37, 0, 3, 3, 1, 1, 1),
     PARITY(&conv2d, BOTH, 0, 2, 8, 5, 16, 0, 3, 3, 2, 1, 1),
     PARITY(&conv2d, BOTH, AGGLO_OP_BIAS, 1, 4, 6, 65, 0, 5, 3, 1, 2, 0),
