@@ -330,9 +330,10 @@ agglo_status agglo_run_train(const agglo_recipe *recipe, const char *dir, agglo_
     char *metrics_path = NULL;
 
     memset(out, 0, sizeof *out);
-    if (recipe->train.precision == AGGLO_PRECISION_BF16 && !agglo_backend_supports(backend, AGGLO_BF16)) {
-        agglo_fail(err, AGGLO_E_CONFIG, "train.precision bf16 is not supported on %s; use fp32 or auto",
-                   agglo_backend_describe(backend));
+    /* operators take BF16, students keep their activations in F32 */
+    if (recipe->train.precision == AGGLO_PRECISION_BF16) {
+        agglo_fail(err, AGGLO_E_CONFIG,
+                   "train.precision bf16 is not supported: students train in fp32; use fp32 or auto");
         agglo_at(err, "%s", recipe->path);
         goto done;
     }

@@ -251,12 +251,13 @@ static void residual_rows(void *context, int64_t index, int worker)
     const range_work *job = context;
     int64_t c = job->c, step = rows_per_task(c), end = agglo_min((index + 1) * step, job->n);
     float *scratch = scratch_of(job, worker), *h_scratch = scratch == NULL ? NULL : scratch + c;
+    const float *gamma = job->gamma;
 
     for (int64_t i = index * step; i < end; i++) {
         const float *x = agglo_cpu_in(job->x, i * c, c, scratch), *h = agglo_cpu_in(job->other, i * c, c, h_scratch);
         float *y = agglo_cpu_out(job->out, i * c, scratch);
 
-        if (job->gamma == NULL) {
+        if (gamma == NULL) {
 #pragma omp simd
             for (int64_t j = 0; j < c; j++) {
                 y[j] = x[j] + h[j];
@@ -264,7 +265,7 @@ static void residual_rows(void *context, int64_t index, int worker)
         } else {
 #pragma omp simd
             for (int64_t j = 0; j < c; j++) {
-                y[j] = x[j] + job->gamma[j] * h[j];
+                y[j] = x[j] + gamma[j] * h[j];
             }
         }
         agglo_cpu_put(job->out, i * c, c, y);
@@ -405,7 +406,7 @@ static void axpy_chunk(void *context, int64_t index, int worker)
 {
     const range_work *job = context;
     int64_t end = agglo_min((index + 1) * CHUNK, job->n), step = step_of(job->x);
-    float x_block[BLOCK], y_block[BLOCK];
+    float x_block[BLOCK], y_block[BLOCK], scale = job->scale;
 
     (void)worker;
     for (int64_t first = index * CHUNK; first < end; first += step) {
@@ -415,7 +416,7 @@ static void axpy_chunk(void *context, int64_t index, int worker)
 
 #pragma omp simd
         for (int64_t i = 0; i < n; i++) {
-            y[i] = was[i] + job->scale * x[i];
+            y[i] = was[i] + scale * x[i];
         }
         agglo_cpu_put(job->out, first, n, y);
     }

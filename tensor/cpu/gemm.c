@@ -12,10 +12,10 @@
  */
 #include "tensor/cpu/gemm_kernel.h"
 
-#define BLOCK_K      768                 /* steps of k between stores to C */
-#define SUPER_K      3072                /* steps of k for which B is packed at a time */
-#define SUPER_FLOATS ((int64_t)12 << 20) /* elements of B that are packed at a time */
-#define TILE_M       60                  /* a multiple of every GEMM_ROWS; with BLOCK_K, 180 KiB of A */
+#define BLOCK_K      768                /* steps of k between stores to C */
+#define SUPER_K      3072               /* steps of k for which B is packed at a time */
+#define SUPER_FLOATS ((int64_t)5 << 19) /* elements of B that are packed at a time */
+#define TILE_M       60                 /* a multiple of every GEMM_ROWS; with BLOCK_K, 180 KiB of A */
 #define TILE_N       1536
 #define MIN_TASKS    24
 #define PACK_PANELS  8 /* per task */

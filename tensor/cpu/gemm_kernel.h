@@ -18,6 +18,8 @@
 
 #include <string.h>
 
+#ifdef AGGLO_CPU_ISA
+
 /* registers: GEMM_ROWS x GEMM_VECS sums, GEMM_VECS of B, one of A */
 #if defined(__AVX512F__)
 #define GEMM_LANES 16
@@ -61,13 +63,13 @@ GEMM_INLINE void gemm_store(float *p, gemm_vec v)
 GEMM_INLINE void gemm_kernel(int n_vec, int64_t k, const float *a, int64_t a_row, int64_t a_step, const float *b,
                              int64_t b_step, float *c, int64_t ldc, bool accumulate)
 {
-    gemm_vec sum[GEMM_ROWS][GEMM_VECS];
+    gemm_vec sum[GEMM_ROWS][GEMM_VECS], zero = {0};
 
     GEMM_UNROLL
     for (int i = 0; i < GEMM_ROWS; i++) {
         GEMM_UNROLL
         for (int j = 0; j < n_vec; j++) {
-            sum[i][j] = (gemm_vec){0};
+            sum[i][j] = zero;
         }
     }
     for (int64_t p = 0; p < k; p++) {
@@ -227,4 +229,5 @@ GEMM_INLINE void gemm_pack(int width, const agglo_cpu_operand *in, int64_t first
     }
 }
 
+#endif
 #endif

@@ -29,6 +29,7 @@ static void forward_rows(void *context, int64_t index, int worker)
     const norm_work *job = context;
     int64_t c = job->c, end = agglo_min((index + 1) * job->block_rows, job->m);
     float per_channel = 1.0f / (float)c, *scratch = scratch_of(job, worker);
+    const float *w = job->w, *b = job->b; /* behind `job`, loops would not become vector code */
 
     for (int64_t i = index * job->block_rows; i < end; i++) {
         const float *x = agglo_cpu_in(job->x, i * c, c, scratch);
@@ -48,7 +49,7 @@ static void forward_rows(void *context, int64_t index, int worker)
         rstd = 1.0f / __builtin_sqrtf(variance * per_channel + job->eps);
 #pragma omp simd
         for (int64_t j = 0; j < c; j++) {
-            y[j] = (x[j] - mean) * rstd * job->w[j] + job->b[j];
+            y[j] = (x[j] - mean) * rstd * w[j] + b[j];
         }
         agglo_cpu_put(job->y, i * c, c, y);
         if (job->mean != NULL) {
@@ -80,6 +81,7 @@ static void backward_rows(void *context, int64_t index, int worker)
     const norm_work *job = context;
     int64_t c = job->c, end = agglo_min((index + 1) * job->block_rows, job->m);
     float per_channel = 1.0f / (float)c, *scratch = scratch_of(job, worker);
+    const float *w = job->w;
     float *d_y_scratch = scratch == NULL ? NULL : scratch + c, *d_x_scratch = scratch == NULL ? NULL : scratch + 2 * c;
     float *restrict d_w = job->partial + 2 * index * c, *restrict d_b = d_w + c;
 
@@ -95,7 +97,7 @@ static void backward_rows(void *context, int64_t index, int worker)
 
 #pragma omp simd reduction(+ : sum_g, sum_gn)
         for (int64_t j = 0; j < c; j++) {
-            float n = (x[j] - mean) * rstd, g = d_y[j] * job->w[j];
+            float n = (x[j] - mean) * rstd, g = d_y[j] * w[j];
 
             d_w[j] += d_y[j] * n;
             d_b[j] += d_y[j];
@@ -107,7 +109,7 @@ static void backward_rows(void *context, int64_t index, int worker)
 #pragma omp simd
         for (int64_t j = 0; j < c; j++) {
             float n = (x[j] - mean) * rstd;
-            float d = rstd * (d_y[j] * job->w[j] - sum_g - n * sum_gn);
+            float d = rstd * (d_y[j] * w[j] - sum_g - n * sum_gn);
 
             d_x[j] = was != NULL ? was[j] + d : d;
         }

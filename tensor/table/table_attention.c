@@ -55,6 +55,7 @@ static const agglo_op_case cases[] = {
     PARITY(&attention, BOTH, AGGLO_OP_LSE, 1, 193, 1, 88),
     PARITY(&attention, BOTH, AGGLO_OP_LSE, 1, 301, 1, 104),
     PARITY(&attention, BOTH, AGGLO_OP_LSE, 2, 65, 1, 128),
+    PARITY(&attention, BOTH, AGGLO_OP_LSE, 1, 4160, 1, 32),
     DIFFER(&attention_bwd, BOTH, 0, 1, 1, 1, 1),
     DIFFER(&attention_bwd, BOTH, 0, 2, 5, 3, 7),
     DIFFER(&attention_bwd, BOTH, 0, 2, 34, 3, 16),
@@ -64,6 +65,7 @@ static const agglo_op_case cases[] = {
     PARITY(&attention_bwd, BOTH, 0, 1, 70, 1, 88),
     PARITY(&attention_bwd, BOTH, 0, 1, 301, 1, 104),
     PARITY(&attention_bwd, BOTH, 0, 2, 33, 1, 128),
+    PARITY(&attention_bwd, BOTH, 0, 1, 4160, 1, 32),
 
     BENCH(&attention, F32, 0, "ViT-B", EACH(1), 197, 12, 64),
     BENCH(&attention, F32, AGGLO_OP_LSE, "ViT-B in training", EACH(1), 197, 12, 64),
