@@ -8,10 +8,19 @@
 
 #include "tensor/async.h"
 #include "tensor/ops.h"
+#include "tensor/ops_conv.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+/* A convolution's shape: windows of kh x kw over an image [batch,h,w,c], one per pixel of the output [batch,oh,ow,o]. A transposed
+ * convolution goes the other way: its input is the side called output here. */
+typedef struct agglo_conv_shape {
+    int64_t batch, h, w, c, oh, ow, o, kh, kw;
+    int64_t stride_h, stride_w, pad_h, pad_w;
+    bool depthwise; /* w[o,kh,kw,1], o == c; else w[o,kh,kw,c] */
+} agglo_conv_shape;
 
 typedef struct agglo_backend_ops {
     void (*free)(agglo_backend *be);
@@ -80,6 +89,48 @@ typedef struct agglo_backend_ops {
     void (*sum_squares)(agglo_backend *be, const agglo_tensor *x, agglo_tensor *out);
     void (*axpy)(agglo_backend *be, float a, const agglo_tensor *x, agglo_tensor *y);
     void (*cast)(agglo_backend *be, const agglo_tensor *x, agglo_tensor *y);
+
+    /* tensor/ops_conv.h. Six operators are made of three: windows gathered from an image, y (+)= act(conv(x) + b); windows scattered onto
+     * one, x (+)= act(conv^T(y) + b); and d_w += , d_b += sums of d_y or of x over pixels (either NULL). b, act and pre come without
+     * accumulate; depthwise scattering without b, act and pre, and its d_b_x is NULL. */
+    void (*conv_gather)(agglo_backend *be, const agglo_conv_shape *shape, const agglo_tensor *x, const agglo_tensor *w,
+                        const agglo_tensor *b, agglo_act act, bool accumulate, agglo_tensor *pre, agglo_tensor *y);
+    void (*conv_scatter)(agglo_backend *be, const agglo_conv_shape *shape, const agglo_tensor *y, const agglo_tensor *w,
+                         const agglo_tensor *b, agglo_act act, bool accumulate, agglo_tensor *pre, agglo_tensor *x);
+    void (*conv_weight)(agglo_backend *be, const agglo_conv_shape *shape, const agglo_tensor *d_y,
+                        const agglo_tensor *x, agglo_tensor *d_w, agglo_tensor *d_b_y, agglo_tensor *d_b_x);
+
+    void (*batchnorm)(agglo_backend *be, const agglo_tensor *x, const agglo_tensor *w, const agglo_tensor *b, float eps,
+                      float momentum, agglo_act act, agglo_tensor *running_mean, agglo_tensor *running_var,
+                      agglo_tensor *mean, agglo_tensor *rstd, agglo_tensor *y);
+    void (*batchnorm_infer)(agglo_backend *be, const agglo_tensor *x, const agglo_tensor *w, const agglo_tensor *b,
+                            const agglo_tensor *mean, const agglo_tensor *var, float eps, agglo_act act,
+                            agglo_tensor *rstd, agglo_tensor *y);
+    void (*batchnorm_bwd)(agglo_backend *be, const agglo_tensor *d_y, const agglo_tensor *x, const agglo_tensor *w,
+                          const agglo_tensor *b, const agglo_tensor *mean, const agglo_tensor *rstd, agglo_act act,
+                          bool fixed_statistics, bool accumulate, agglo_tensor *d_x, agglo_tensor *d_w,
+                          agglo_tensor *d_b);
+    void (*batchnorm_fold)(agglo_backend *be, const agglo_tensor *w, const agglo_tensor *b, const agglo_tensor *gamma,
+                           const agglo_tensor *beta, const agglo_tensor *mean, const agglo_tensor *var, float eps,
+                           agglo_tensor *w_out, agglo_tensor *b_out);
+
+    void (*avgpool2d)(agglo_backend *be, const agglo_pool2d_config *config, const agglo_tensor *x, agglo_tensor *y);
+    void (*avgpool2d_bwd)(agglo_backend *be, const agglo_pool2d_config *config, const agglo_tensor *d_y,
+                          bool accumulate, agglo_tensor *d_x);
+    void (*maxpool2d)(agglo_backend *be, const agglo_pool2d_config *config, const agglo_tensor *x, agglo_tensor *y,
+                      agglo_tensor *index);
+    void (*maxpool2d_bwd)(agglo_backend *be, const agglo_pool2d_config *config, const agglo_tensor *d_y,
+                          const agglo_tensor *index, bool accumulate, agglo_tensor *d_x);
+    /* y[b][j][i] = x[b][i][j] for x of batch matrices [m,n]; elements of any type */
+    void (*transpose)(agglo_backend *be, int64_t batch, int64_t m, int64_t n, const agglo_tensor *x, agglo_tensor *y);
+    /* A block of `rows` x `cols` elements of matrices of x_stride and y_stride columns: y[i, y_first + j] (+)= x[i, x_first + j]. */
+    void (*copy_block)(agglo_backend *be, int64_t rows, int64_t cols, const agglo_tensor *x, int64_t x_stride,
+                       int64_t x_first, bool accumulate, agglo_tensor *y, int64_t y_stride, int64_t y_first);
+    void (*residual_drop)(agglo_backend *be, const agglo_tensor *x, const agglo_tensor *h, const agglo_tensor *gamma,
+                          const agglo_tensor *scale, agglo_tensor *y);
+    void (*residual_drop_bwd)(agglo_backend *be, const agglo_tensor *d_y, const agglo_tensor *h,
+                              const agglo_tensor *gamma, const agglo_tensor *scale, bool accumulate, agglo_tensor *d_h,
+                              agglo_tensor *d_gamma);
 
     /* tensor/async.h */
     agglo_event *(*event_new)(agglo_backend *be, agglo_err *err);

@@ -14,6 +14,7 @@ static void cpu_free(agglo_backend *be)
     agglo_cpu *cpu = (agglo_cpu *)be;
 
     agglo_pool_free(be->pool);
+    agglo_cpu_convs_free(cpu->convs);
     agglo_free(cpu->block);
     agglo_free(cpu);
 }
@@ -32,7 +33,7 @@ static void cpu_wait(agglo_backend *be)
     if (status != 0) {
         agglo_err err = {0};
 
-        agglo_fail(&err, AGGLO_E_DEVICE, "oneDNN's matrix product failed with status %d", status);
+        agglo_fail(&err, AGGLO_E_DEVICE, "oneDNN failed with status %d", status);
         agglo_backend_latch(be, &err);
     }
 }
@@ -163,6 +164,9 @@ bool agglo_cpu_reserve(agglo_backend *be, size_t shared_bytes, size_t worker_byt
 
 #define DECLARE_ISA(isa)                                                                                               \
     void agglo_cpu_attention_ops_##isa(agglo_backend_ops *ops);                                                        \
+    void agglo_cpu_batchnorm_ops_##isa(agglo_backend_ops *ops);                                                        \
+    void agglo_cpu_conv_ops_##isa(agglo_backend_ops *ops);                                                             \
+    void agglo_cpu_maps_ops_##isa(agglo_backend_ops *ops);                                                             \
     void agglo_cpu_elementwise_ops_##isa(agglo_backend_ops *ops);                                                      \
     void agglo_cpu_linear_ops_##isa(agglo_backend_ops *ops);                                                           \
     void agglo_cpu_loss_ops_##isa(agglo_backend_ops *ops);                                                             \
@@ -173,6 +177,9 @@ bool agglo_cpu_reserve(agglo_backend *be, size_t shared_bytes, size_t worker_byt
 #define FILL_ISA(isa, ops)                                                                                             \
     do {                                                                                                               \
         agglo_cpu_attention_ops_##isa(ops);                                                                            \
+        agglo_cpu_batchnorm_ops_##isa(ops);                                                                            \
+        agglo_cpu_conv_ops_##isa(ops);                                                                                 \
+        agglo_cpu_maps_ops_##isa(ops);                                                                                 \
         agglo_cpu_elementwise_ops_##isa(ops);                                                                          \
         agglo_cpu_linear_ops_##isa(ops);                                                                               \
         agglo_cpu_loss_ops_##isa(ops);                                                                                 \

@@ -13,11 +13,14 @@
 
 #define AGGLO_CPU_ALIGN 64 /* of scratch, shared and each worker's: a cache line, and the widest vector */
 
+typedef struct agglo_cpu_convs agglo_cpu_convs;
+
 typedef struct agglo_cpu {
     agglo_backend base;
     uint8_t *block;   /* what scratch lies in */
     uint8_t *scratch; /* [shared | worker 0 | worker 1 | ...], aligned */
     size_t shared_bytes, worker_bytes;
+    agglo_cpu_convs *convs; /* conv_dnnl.c's plans; NULL until the first */
 } agglo_cpu;
 
 /* Have at least shared_bytes for the operator and worker_bytes for each worker, contents undefined; false, failure latched, when there is
@@ -45,6 +48,21 @@ void agglo_cpu_product(agglo_backend *be, const agglo_tensor *a, const agglo_ten
 
 /* The status of a product that failed on any thread since the last call, 0 when none did. */
 int agglo_cpu_sgemm_failure(void);
+
+/* gemm_dnnl.c: before oneDNN is called on a thread; after, with what it said. */
+void agglo_cpu_one_thread(void);
+void agglo_cpu_dnnl_status(int status);
+
+/* conv_dnnl.c: forward convolutions in F32. A plan is for one image, cut into bands of output rows: pack the weights once, then run bands on any
+ * worker, each with scratch of its own; a band's rows of y, [first, first + rows), are then complete. NULL where oneDNN is not the faster. */
+typedef struct agglo_cpu_conv_plan agglo_cpu_conv_plan;
+agglo_cpu_conv_plan *agglo_cpu_conv_plan_of(agglo_backend *be, const agglo_conv_shape *shape);
+int64_t agglo_cpu_conv_bands(const agglo_cpu_conv_plan *plan);
+void agglo_cpu_conv_sizes(const agglo_cpu_conv_plan *plan, size_t *packed_bytes, size_t *scratch_bytes);
+void agglo_cpu_conv_pack(agglo_backend *be, agglo_cpu_conv_plan *plan, const float *w, void *packed);
+void agglo_cpu_conv_band(agglo_backend *be, agglo_cpu_conv_plan *plan, int64_t index, int worker, const float *x,
+                         const void *packed, void *scratch, float *y, int64_t *first, int64_t *rows);
+void agglo_cpu_convs_free(agglo_cpu_convs *convs);
 
 /* A matrix as it is stored, F32 or BF16: element (outer, k) is data[outer ld + k] where k runs fastest, data[k ld + outer] otherwise. */
 typedef struct agglo_cpu_operand {
@@ -121,6 +139,9 @@ static inline bool agglo_cpu_reserve_rows(agglo_backend *be, const agglo_tensor 
 }
 
 void AGGLO_CPU_NAME(attention_ops)(agglo_backend_ops *ops);
+void AGGLO_CPU_NAME(batchnorm_ops)(agglo_backend_ops *ops);
+void AGGLO_CPU_NAME(conv_ops)(agglo_backend_ops *ops);
+void AGGLO_CPU_NAME(maps_ops)(agglo_backend_ops *ops);
 void AGGLO_CPU_NAME(elementwise_ops)(agglo_backend_ops *ops);
 void AGGLO_CPU_NAME(linear_ops)(agglo_backend_ops *ops);
 void AGGLO_CPU_NAME(loss_ops)(agglo_backend_ops *ops);

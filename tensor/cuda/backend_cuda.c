@@ -539,6 +539,9 @@ agglo_status agglo_backend_cuda_new(agglo_backend **out, int device, agglo_err *
     agglo_cuda_tokens_ops(&made->ops);
     agglo_cuda_loss_ops(&made->ops);
     agglo_cuda_optim_ops(&made->ops);
+    agglo_cuda_conv_ops(&made->ops);
+    agglo_cuda_batchnorm_ops(&made->ops);
+    agglo_cuda_maps_ops(&made->ops);
     cuda = &made->cuda;
     cuda->base.ops = &made->ops;
     cuda->device = device;

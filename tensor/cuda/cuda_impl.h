@@ -113,6 +113,9 @@ void agglo_cuda_norm_ops(agglo_backend_ops *ops);
 void agglo_cuda_tokens_ops(agglo_backend_ops *ops);
 void agglo_cuda_loss_ops(agglo_backend_ops *ops);
 void agglo_cuda_optim_ops(agglo_backend_ops *ops);
+void agglo_cuda_conv_ops(agglo_backend_ops *ops);
+void agglo_cuda_batchnorm_ops(agglo_backend_ops *ops);
+void agglo_cuda_maps_ops(agglo_backend_ops *ops);
 
 #ifdef __cplusplus
 }

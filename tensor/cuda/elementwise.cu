@@ -13,73 +13,7 @@
  * Numerics: F32 with the elementary functions of tensor/math_inline.h, products and sums contracted to FMA; deterministic. BF16 is converted
  * as it is read and rounded once as it is written.
  */
-#include "tensor/cuda/kernels.cuh"
-
-/* v = act(v), the switch outside the loop: it is the same for a whole launch */
-template <int N> static __device__ inline void act_values(agglo_act act, float v[N])
-{
-    switch (act) {
-    case AGGLO_ACT_GELU:
-#pragma unroll
-        for (int k = 0; k < N; k++) {
-            v[k] = agglo_gelu(v[k]);
-        }
-        break;
-    case AGGLO_ACT_QUICK_GELU:
-#pragma unroll
-        for (int k = 0; k < N; k++) {
-            v[k] = agglo_quick_gelu(v[k]);
-        }
-        break;
-    case AGGLO_ACT_SILU:
-#pragma unroll
-        for (int k = 0; k < N; k++) {
-            v[k] = agglo_silu(v[k]);
-        }
-        break;
-    case AGGLO_ACT_RELU:
-#pragma unroll
-        for (int k = 0; k < N; k++) {
-            v[k] = v[k] < 0.0f ? 0.0f : v[k];
-        }
-        break;
-    default:
-        break;
-    }
-}
-
-/* d *= act'(v) */
-template <int N> static __device__ inline void act_slopes(agglo_act act, const float v[N], float d[N])
-{
-    switch (act) {
-    case AGGLO_ACT_GELU:
-#pragma unroll
-        for (int k = 0; k < N; k++) {
-            d[k] *= agglo_gelu_slope(v[k]);
-        }
-        break;
-    case AGGLO_ACT_QUICK_GELU:
-#pragma unroll
-        for (int k = 0; k < N; k++) {
-            d[k] *= agglo_quick_gelu_slope(v[k]);
-        }
-        break;
-    case AGGLO_ACT_SILU:
-#pragma unroll
-        for (int k = 0; k < N; k++) {
-            d[k] *= agglo_silu_slope(v[k]);
-        }
-        break;
-    case AGGLO_ACT_RELU:
-#pragma unroll
-        for (int k = 0; k < N; k++) {
-            d[k] *= v[k] > 0.0f ? 1.0f : 0.0f;
-        }
-        break;
-    default:
-        break;
-    }
-}
+#include "tensor/cuda/storage.cuh"
 
 /* ---- activations ---- */
 

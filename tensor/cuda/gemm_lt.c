@@ -374,7 +374,6 @@ static void linear_bwd_weight(agglo_backend *be, const agglo_tensor *d_y, const 
 
 void agglo_cuda_linear_ops(agglo_backend_ops *ops)
 {
-    ops->product = product_alone;
     ops->linear = linear;
     ops->linear_bwd_input = linear_bwd_input;
     ops->linear_bwd_weight = linear_bwd_weight;

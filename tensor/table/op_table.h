@@ -12,6 +12,7 @@
 #define AGGLO_TENSOR_TABLE_OP_TABLE_H
 
 #include "tensor/ops.h"
+#include "tensor/ops_conv.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -138,6 +139,7 @@ static inline agglo_tensor *agglo_op_optional(agglo_tensor *t)
 
 #define AGGLO_TABLE_NORM_EPS   1e-5f
 #define AGGLO_TABLE_AXPY       (-0.75f)
+#define AGGLO_TABLE_MOMENTUM   0.1f
 #define AGGLO_TABLE_GRAD_SCALE 0.5f
 extern const float agglo_table_pixel_mean[3], agglo_table_pixel_std[3];
 extern const agglo_loss_config agglo_table_loss_config, agglo_table_target_config;
