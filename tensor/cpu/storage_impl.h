@@ -6,6 +6,8 @@
 
 #include <string.h>
 
+#ifdef AGGLO_CPU_ISA /* vector loops: in files that are compiled per instruction set */
+
 /* Element i of an array. */
 static inline void *agglo_cpu_at(const void *base, agglo_dtype dtype, int64_t i)
 {
@@ -61,4 +63,5 @@ static inline void agglo_cpu_store(void *base, agglo_dtype dtype, int64_t i, int
     }
 }
 
+#endif
 #endif
