@@ -94,7 +94,7 @@ static bool load_symbols(agglo_cuda_sdpa *s)
            symbol(s->library, "cudnnBackendExecute", &s->execute);
 }
 
-/* Load cuDNN, or say why not; the backend's struct either way, NULL only where there is no memory for it. */
+/* Load cuDNN, or say why not; the backend's struct either way. NULL, failure latched, where there is no memory for it or a step is recorded. */
 static agglo_cuda_sdpa *open_library(agglo_cuda *cuda)
 {
     agglo_err err = {0};
@@ -104,6 +104,9 @@ static agglo_cuda_sdpa *open_library(agglo_cuda *cuda)
 
     if (s != NULL) {
         return s;
+    }
+    if (!agglo_cuda_not_capturing(cuda, "cuDNN is loaded")) {
+        return NULL;
     }
     s = agglo_alloc(1, sizeof *s, &err);
     if (s == NULL) {
