@@ -21,8 +21,9 @@ typedef struct agglo_backend agglo_backend;
  * machine's widest for the own loops; oneDNN's is ONEDNN_MAX_CPU_ISA. */
 agglo_status agglo_backend_cpu_new(agglo_backend **out, int n_threads, agglo_err *err);
 
-/* The CUDA backend on GPU `device`, counted from 0, of compute capability 8.0 or later: one stream, F32 arithmetic without TF32,
- * deterministic. AGGLO_E_UNSUPPORTED, with the reason, when it is not built in or there is no such GPU. */
+/* The CUDA backend on GPU `device`, counted from 0, of compute capability 8.0 or later: F32 arithmetic without TF32, BF16 storage with sums in
+ * F32, deterministic. Attention in BF16 is cuDNN's where that is installed and takes the shape, unless AGGLO_CUDNN in the environment is
+ * "off". AGGLO_E_UNSUPPORTED, with the reason, when it is not built in or there is no such GPU. */
 agglo_status agglo_backend_cuda_new(agglo_backend **out, int device, agglo_err *err);
 
 /* One line about this build's CUDA backend: "not built in", "built in, no device: WHY", or "built in, NAME (sm_90), driver 13.0,

@@ -6,6 +6,7 @@
 #ifndef AGGLO_TENSOR_BACKEND_IMPL_H
 #define AGGLO_TENSOR_BACKEND_IMPL_H
 
+#include "tensor/async.h"
 #include "tensor/ops.h"
 
 #ifdef __cplusplus
@@ -67,14 +68,35 @@ typedef struct agglo_backend_ops {
     void (*resize_bilinear)(agglo_backend *be, const agglo_tensor *x, agglo_tensor *y);
     void (*resize_bilinear_bwd)(agglo_backend *be, const agglo_tensor *d_y, bool accumulate, agglo_tensor *d_x);
 
-    void (*distill_loss)(agglo_backend *be, const agglo_loss_config *config, const agglo_tensor *pred,
-                         const agglo_tensor *target, const agglo_tensor *valid, float grad_scale, agglo_tensor *d_pred,
-                         agglo_tensor *sums);
+    void (*target_loss)(agglo_backend *be, const agglo_loss_config *config, const agglo_tensor *pred,
+                        const agglo_target *target, const agglo_loss_weights *weights, float grad_scale,
+                        agglo_tensor *d_pred, const agglo_loss_values *values, agglo_tensor *sums);
     void (*adamw)(agglo_backend *be, const agglo_adamw_config *config, agglo_tensor *p, const agglo_tensor *g,
                   agglo_tensor *m, agglo_tensor *v);
+    void (*adamw_many)(agglo_backend *be, const agglo_adamw_config *config, float max_norm, bool guarded,
+                       agglo_optim *optim);
+    void (*ema)(agglo_backend *be, float decay, agglo_optim *optim);
+    void (*grad_norm)(agglo_backend *be, agglo_optim *optim);
     void (*sum_squares)(agglo_backend *be, const agglo_tensor *x, agglo_tensor *out);
     void (*axpy)(agglo_backend *be, float a, const agglo_tensor *x, agglo_tensor *y);
     void (*cast)(agglo_backend *be, const agglo_tensor *x, agglo_tensor *y);
+
+    /* tensor/async.h */
+    agglo_event *(*event_new)(agglo_backend *be, agglo_err *err);
+    void (*event_free)(agglo_backend *be, agglo_event *event);
+    void (*event_record)(agglo_backend *be, agglo_event *event);
+    void (*event_join)(agglo_backend *be, const agglo_event *event);
+    void (*event_wait)(agglo_backend *be, const agglo_event *event);
+    bool (*event_is_done)(agglo_backend *be, const agglo_event *event);
+    void *(*pinned_alloc)(agglo_backend *be, size_t n_bytes, agglo_err *err);
+    void (*pinned_release)(agglo_backend *be, void *block);
+    void (*upload_async)(agglo_backend *be, void *dst, const void *src, size_t n_bytes, const agglo_event *after,
+                         agglo_event *done);
+    void (*capture_begin)(
+        agglo_backend *be); /* NULL: this backend records nothing, and the other three are never called */
+    agglo_graph *(*capture_end)(agglo_backend *be); /* also after a failure, and where nothing was begun */
+    void (*graph_replay)(agglo_backend *be, agglo_graph *graph);
+    void (*graph_free)(agglo_backend *be, agglo_graph *graph);
 } agglo_backend_ops;
 
 struct agglo_backend {

@@ -79,6 +79,51 @@ static void cpu_zero(agglo_backend *be, void *dst, size_t n_bytes)
     memset(dst, 0, n_bytes);
 }
 
+/* ---- tensor/async.h: everything has happened when it returns ---- */
+
+struct agglo_event {
+    char nothing;
+};
+
+static agglo_event *cpu_event_new(agglo_backend *be, agglo_err *err)
+{
+    (void)be;
+    return agglo_alloc(1, sizeof(agglo_event), err);
+}
+
+static void cpu_event_free(agglo_backend *be, agglo_event *event)
+{
+    (void)be;
+    agglo_free(event);
+}
+
+static void cpu_event_record(agglo_backend *be, agglo_event *event)
+{
+    (void)be;
+    (void)event;
+}
+
+static void cpu_event_pass(agglo_backend *be, const agglo_event *event)
+{
+    (void)be;
+    (void)event;
+}
+
+static bool cpu_event_is_done(agglo_backend *be, const agglo_event *event)
+{
+    (void)be;
+    (void)event;
+    return true;
+}
+
+static void cpu_upload_async(agglo_backend *be, void *dst, const void *src, size_t n_bytes, const agglo_event *after,
+                             agglo_event *done)
+{
+    (void)after;
+    (void)done;
+    cpu_move(be, dst, src, n_bytes);
+}
+
 static size_t aligned(size_t n_bytes)
 {
     return (n_bytes + AGGLO_CPU_ALIGN - 1) / AGGLO_CPU_ALIGN * AGGLO_CPU_ALIGN;
@@ -122,6 +167,7 @@ bool agglo_cpu_reserve(agglo_backend *be, size_t shared_bytes, size_t worker_byt
     void agglo_cpu_linear_ops_##isa(agglo_backend_ops *ops);                                                           \
     void agglo_cpu_loss_ops_##isa(agglo_backend_ops *ops);                                                             \
     void agglo_cpu_norm_ops_##isa(agglo_backend_ops *ops);                                                             \
+    void agglo_cpu_optim_ops_##isa(agglo_backend_ops *ops);                                                            \
     void agglo_cpu_tokens_ops_##isa(agglo_backend_ops *ops)
 
 #define FILL_ISA(isa, ops)                                                                                             \
@@ -131,6 +177,7 @@ bool agglo_cpu_reserve(agglo_backend *be, size_t shared_bytes, size_t worker_byt
         agglo_cpu_linear_ops_##isa(ops);                                                                               \
         agglo_cpu_loss_ops_##isa(ops);                                                                                 \
         agglo_cpu_norm_ops_##isa(ops);                                                                                 \
+        agglo_cpu_optim_ops_##isa(ops);                                                                                \
         agglo_cpu_tokens_ops_##isa(ops);                                                                               \
     } while (0)
 
@@ -192,6 +239,15 @@ agglo_status agglo_backend_cpu_new(agglo_backend **out, int n_threads, agglo_err
         .download = cpu_move,
         .copy = cpu_move,
         .zero = cpu_zero,
+        .event_new = cpu_event_new,
+        .event_free = cpu_event_free,
+        .event_record = cpu_event_record,
+        .event_join = cpu_event_pass,
+        .event_wait = cpu_event_pass,
+        .event_is_done = cpu_event_is_done,
+        .pinned_alloc = cpu_alloc,
+        .pinned_release = cpu_release,
+        .upload_async = cpu_upload_async,
         .product = agglo_cpu_product,
     };
     be = &made->cpu.base;

@@ -1,4 +1,5 @@
-/* Self-attention of packed qkv[B,N,3,H,D] by tiles with an online softmax: the score matrix never exists.
+/* Self-attention of packed qkv[B,N,3,H,D] by tiles with an online softmax: the score matrix never exists. The kernels here are those of F32;
+ * BF16 goes to cuDNN (attention_cudnn.c) where it takes the shape, otherwise to attention_mma.cu.
  *
  *     forward     S = scale Q K^T;  out = softmax(S) V;  lse = log sum exp(S)
  *     backward    P = exp(S - lse);  delta = rowsum(d_o o);  d_s = scale P (d_o V^T - delta)
@@ -281,8 +282,9 @@ template <int PAD> static __global__ __launch_bounds__(THREADS, 2) void attentio
 /* ---- backward ---- */
 
 /* delta[image, head, row] = <d_out, out>: a warp per row of a head. */
-static __global__ void attention_delta_kernel(int64_t rows, int64_t n, int64_t h, int64_t d, const float *d_out,
-                                              const float *out, float *delta)
+template <typename T>
+static __global__ void attention_delta_kernel(int64_t rows, int64_t n, int64_t h, int64_t d, const T *d_out,
+                                              const T *out, float *delta)
 {
     const int warps = BLOCK / WARP, lane = (int)threadIdx.x % WARP;
 
@@ -291,7 +293,11 @@ static __global__ void attention_delta_kernel(int64_t rows, int64_t n, int64_t h
         float sum = 0.0f;
 
         for (int64_t j = lane; j < d; j += WARP) {
-            sum += d_out[r * d + j] * out[r * d + j];
+            float u, v;
+
+            load<1>(&u, &d_out[r * d + j]);
+            load<1>(&v, &out[r * d + j]);
+            sum += u * v;
         }
         sum = warp_sum(sum);
         if (lane == 0) {
@@ -477,6 +483,15 @@ static void attention(agglo_backend *be, const agglo_tensor *qkv, float scale, a
     if (!fits(cuda, job.d)) {
         return;
     }
+#ifdef AGGLO_CUDNN
+    if (qkv->dtype == AGGLO_BF16 && agglo_cuda_sdpa_forward(cuda, qkv, scale, out, lse)) {
+        return;
+    }
+#endif
+    if (qkv->dtype == AGGLO_BF16) {
+        agglo_cuda_attention_mma(cuda, qkv, scale, out, lse);
+        return;
+    }
     job.out = output(out);
     job.lse_out = output(lse);
     if (job.d <= 32) {
@@ -497,24 +512,46 @@ template <int TILE, int PAD> static void launch_backward(agglo_cuda *cuda, atten
     launch(cuda, attention_bwd_keys_kernel<TILE, PAD>, job, batch, TILE, backward_bytes<TILE, PAD>(), "attention_bwd");
 }
 
+/* In scratch; NULL when there is not enough memory. */
+template <typename T>
+static float *delta_of(agglo_cuda *cuda, const agglo_tensor *d_out, const agglo_tensor *out, const agglo_tensor *qkv)
+{
+    int64_t n = qkv->shape[1], h = qkv->shape[3], rows = qkv->shape[0] * n * h;
+    float *delta = (float *)agglo_cuda_reserve(cuda, (size_t)rows * sizeof(float));
+
+    if (delta != NULL) {
+        attention_delta_kernel<<<agglo_cuda_grid(agglo_cuda_ceil_div(rows, BLOCK / WARP), MOST_GRID), BLOCK, 0,
+                                 cuda->stream>>>(rows, n, h, qkv->shape[4], input_of<T>(d_out), input_of<T>(out),
+                                                 delta);
+        agglo_cuda_launched(cuda, "attention_bwd");
+    }
+    return delta;
+}
+
 static void attention_bwd(agglo_backend *be, const agglo_tensor *d_out, const agglo_tensor *qkv,
                           const agglo_tensor *out, const agglo_tensor *lse, float scale, agglo_tensor *d_qkv)
 {
     agglo_cuda *cuda = agglo_cuda_enter(be);
     attention_work job = work_of(qkv, scale);
-    int64_t batch = qkv->shape[0], rows = batch * job.n * job.h;
+    int64_t batch = qkv->shape[0];
     float *delta;
 
     if (!fits(cuda, job.d)) {
         return;
     }
-    delta = (float *)agglo_cuda_reserve(cuda, (size_t)rows * sizeof(float));
+#ifdef AGGLO_CUDNN
+    if (qkv->dtype == AGGLO_BF16 && agglo_cuda_sdpa_backward(cuda, d_out, qkv, out, lse, scale, d_qkv)) {
+        return;
+    }
+#endif
+    delta = BY_STORAGE(qkv, delta_of, cuda, d_out, out, qkv);
     if (delta == NULL) {
         return;
     }
-    attention_delta_kernel<<<agglo_cuda_grid(agglo_cuda_ceil_div(rows, BLOCK / WARP), MOST_GRID), BLOCK, 0,
-                             cuda->stream>>>(rows, job.n, job.h, job.d, input(d_out), input(out), delta);
-    agglo_cuda_launched(cuda, "attention_bwd");
+    if (qkv->dtype == AGGLO_BF16) {
+        agglo_cuda_attention_mma_bwd(cuda, d_out, qkv, lse, delta, scale, d_qkv);
+        return;
+    }
     job.d_out = input(d_out);
     job.lse = input(lse);
     job.delta = delta;

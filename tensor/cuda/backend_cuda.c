@@ -1,4 +1,4 @@
-/* The CUDA backend: finding a device, its stream, memory and transfers. */
+/* The CUDA backend: finding a device, its streams and events, memory, transfers, and recorded steps. */
 #include "tensor/cuda/cuda_impl.h"
 
 #include "base/alloc.h"
@@ -88,6 +88,20 @@ void agglo_cuda_launched(agglo_cuda *cuda, const char *what)
     agglo_cuda_ok(cuda, cudaGetLastError(), what);
 }
 
+bool agglo_cuda_not_capturing(agglo_cuda *cuda, const char *what)
+{
+    agglo_err err = {0};
+
+    if (!cuda->capturing) {
+        return true;
+    }
+    cuda->breached = true;
+    agglo_fail(&err, AGGLO_E_DEVICE, "%s while a step is recorded", what);
+    agglo_at(&err, "GPU %d", cuda->device);
+    agglo_backend_latch(&cuda->base, &err);
+    return false;
+}
+
 void *agglo_cuda_reserve(agglo_cuda *cuda, size_t n_bytes)
 {
     const size_t unit = (size_t)1 << 20;
@@ -95,12 +109,21 @@ void *agglo_cuda_reserve(agglo_cuda *cuda, size_t n_bytes)
     if (n_bytes <= cuda->scratch_bytes) {
         return cuda->scratch;
     }
+    if (!agglo_cuda_not_capturing(cuda, "more scratch memory is asked for")) {
+        return NULL;
+    }
+    if (cuda->n_graphs > 0 && n_bytes < 2 * cuda->scratch_bytes) {
+        n_bytes = 2 * cuda->scratch_bytes;
+    }
     n_bytes = (n_bytes + unit - 1) / unit * unit;
     if (!agglo_cuda_ok(cuda, cudaStreamSynchronize(cuda->stream), "cudaStreamSynchronize")) {
         return NULL;
     }
     cuda->scratch_bytes = 0;
-    if (!agglo_cuda_ok(cuda, cudaFree(cuda->scratch), "cudaFree of scratch")) {
+    if (cuda->n_graphs > 0 && cuda->scratch != NULL) {
+        AGGLO_ASSERT(cuda->n_outgrown < AGGLO_CUDA_OUTGROWN);
+        cuda->outgrown[cuda->n_outgrown++] = cuda->scratch;
+    } else if (!agglo_cuda_ok(cuda, cudaFree(cuda->scratch), "cudaFree of scratch")) {
         return NULL;
     }
     cuda->scratch = NULL;
@@ -117,13 +140,17 @@ void *agglo_cuda_reserve(agglo_cuda *cuda, size_t n_bytes)
 static bool cuda_supports(const agglo_backend *be, agglo_dtype dtype)
 {
     (void)be;
-    return dtype == AGGLO_F32;
+    return dtype == AGGLO_F32 || dtype == AGGLO_BF16;
 }
 
 static void cuda_wait(agglo_backend *be)
 {
     agglo_cuda *cuda = agglo_cuda_enter(be);
 
+    if (!agglo_cuda_not_capturing(cuda, "waiting for the GPU")) {
+        return;
+    }
+    agglo_cuda_ok(cuda, cudaStreamSynchronize(cuda->copies), "waiting for the GPU");
     agglo_cuda_ok(cuda, cudaStreamSynchronize(cuda->stream), "waiting for the GPU");
     agglo_cuda_launched(cuda, "waiting for the GPU");
 }
@@ -135,6 +162,11 @@ static void *cuda_alloc(agglo_backend *be, size_t n_bytes, agglo_err *err)
     void *block = NULL;
     cudaError_t status = cudaSetDevice(cuda->device);
 
+    if (cuda->capturing) {
+        cuda->breached = true;
+        agglo_fail(err, AGGLO_E_DEVICE, "a step is recorded");
+        goto fail;
+    }
     n_bytes = n_bytes > 0 ? n_bytes : 1; /* nothing still gives a valid pointer */
     if (status == cudaSuccess) {
         status = cudaMalloc(&block, n_bytes);
@@ -165,6 +197,10 @@ static void cuda_release(agglo_backend *be, void *block)
 {
     agglo_cuda *cuda = agglo_cuda_enter(be);
 
+    if (!agglo_cuda_not_capturing(cuda, "memory is released")) {
+        return;
+    }
+    agglo_cuda_ok(cuda, cudaStreamSynchronize(cuda->copies), "cudaStreamSynchronize");
     agglo_cuda_ok(cuda, cudaStreamSynchronize(cuda->stream), "cudaStreamSynchronize");
     agglo_cuda_ok(cuda, cudaFree(block), "cudaFree");
 }
@@ -175,6 +211,9 @@ static void cuda_upload(agglo_backend *be, void *dst, const void *src, size_t n_
 {
     agglo_cuda *cuda = agglo_cuda_enter(be);
 
+    if (!agglo_cuda_not_capturing(cuda, "upload")) {
+        return;
+    }
     for (size_t done = 0; done < n_bytes;) {
         size_t some = n_bytes - done < STAGE_BYTES ? n_bytes - done : STAGE_BYTES;
         int s = cuda->next_stage;
@@ -199,6 +238,9 @@ static void cuda_download(agglo_backend *be, void *dst, const void *src, size_t 
 {
     agglo_cuda *cuda = agglo_cuda_enter(be);
 
+    if (!agglo_cuda_not_capturing(cuda, "download")) {
+        return;
+    }
     if (agglo_cuda_ok(cuda, cudaMemcpyAsync(dst, src, n_bytes, cudaMemcpyDeviceToHost, cuda->stream), "download")) {
         agglo_cuda_ok(cuda, cudaStreamSynchronize(cuda->stream), "download");
     }
@@ -218,21 +260,206 @@ static void cuda_zero(agglo_backend *be, void *dst, size_t n_bytes)
     agglo_cuda_ok(cuda, cudaMemsetAsync(dst, 0, n_bytes, cuda->stream), "zero");
 }
 
+/* ---- tensor/async.h: an agglo_event is a cudaEvent_t, an agglo_graph a cudaGraphExec_t ---- */
+
+static void free_outgrown(agglo_cuda *cuda)
+{
+    while (cuda->n_outgrown > 0) {
+        cudaFree(cuda->outgrown[--cuda->n_outgrown]);
+    }
+}
+
+static cudaEvent_t event_of(const agglo_event *event)
+{
+    return (cudaEvent_t)(uintptr_t)event;
+}
+
+static agglo_event *cuda_event_new(agglo_backend *be, agglo_err *err)
+{
+    agglo_cuda *cuda = agglo_cuda_enter(be);
+    cudaEvent_t event = NULL;
+    cudaError_t status = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+
+    if (status != cudaSuccess) {
+        cudaGetLastError();
+        agglo_fail(err, AGGLO_E_DEVICE, "%s (%s)", cudaGetErrorString(status), cudaGetErrorName(status));
+        agglo_at(err, "GPU %d", cuda->device);
+        agglo_doing(err, "cannot make an event");
+        return NULL;
+    }
+    return (agglo_event *)event;
+}
+
+static void cuda_event_free(agglo_backend *be, agglo_event *event)
+{
+    agglo_cuda_ok(agglo_cuda_enter(be), cudaEventDestroy(event_of(event)), "cudaEventDestroy");
+}
+
+static void cuda_event_record(agglo_backend *be, agglo_event *event)
+{
+    agglo_cuda *cuda = agglo_cuda_enter(be);
+
+    if (agglo_cuda_not_capturing(cuda, "an event")) {
+        agglo_cuda_ok(cuda, cudaEventRecord(event_of(event), cuda->stream), "cudaEventRecord");
+    }
+}
+
+static void cuda_event_join(agglo_backend *be, const agglo_event *event)
+{
+    agglo_cuda *cuda = agglo_cuda_enter(be);
+
+    if (agglo_cuda_not_capturing(cuda, "an event")) {
+        agglo_cuda_ok(cuda, cudaStreamWaitEvent(cuda->stream, event_of(event), 0), "cudaStreamWaitEvent");
+    }
+}
+
+static void cuda_event_wait(agglo_backend *be, const agglo_event *event)
+{
+    agglo_cuda *cuda = agglo_cuda_enter(be);
+
+    if (agglo_cuda_not_capturing(cuda, "waiting for an event")) {
+        agglo_cuda_ok(cuda, cudaEventSynchronize(event_of(event)), "waiting for an event");
+    }
+}
+
+static bool cuda_event_is_done(agglo_backend *be, const agglo_event *event)
+{
+    agglo_cuda *cuda = agglo_cuda_enter(be);
+    cudaError_t status;
+
+    if (!agglo_cuda_not_capturing(cuda, "asking for an event")) {
+        return true;
+    }
+    status = cudaEventQuery(event_of(event));
+    if (status == cudaErrorNotReady) {
+        cudaGetLastError(); /* not a failure */
+        return false;
+    }
+    agglo_cuda_ok(cuda, status, "cudaEventQuery");
+    return true;
+}
+
+static void *cuda_pinned_alloc(agglo_backend *be, size_t n_bytes, agglo_err *err)
+{
+    agglo_cuda *cuda = agglo_cuda_enter(be);
+    void *block = NULL;
+    cudaError_t status = cudaHostAlloc(&block, n_bytes > 0 ? n_bytes : 1, cudaHostAllocDefault);
+
+    if (status != cudaSuccess) {
+        cudaGetLastError();
+        agglo_fail(err, status == cudaErrorMemoryAllocation ? AGGLO_E_MEMORY : AGGLO_E_DEVICE, "%zu bytes: %s (%s)",
+                   n_bytes, cudaGetErrorString(status), cudaGetErrorName(status));
+        agglo_at(err, "GPU %d", cuda->device);
+        agglo_doing(err, "cannot allocate pinned memory");
+        return NULL;
+    }
+    return block;
+}
+
+static void cuda_pinned_release(agglo_backend *be, void *block)
+{
+    agglo_cuda_ok(agglo_cuda_enter(be), cudaFreeHost(block), "cudaFreeHost");
+}
+
+static void cuda_upload_async(agglo_backend *be, void *dst, const void *src, size_t n_bytes, const agglo_event *after,
+                              agglo_event *done)
+{
+    agglo_cuda *cuda = agglo_cuda_enter(be);
+
+    if (!agglo_cuda_not_capturing(cuda, "upload") ||
+        (after != NULL &&
+         !agglo_cuda_ok(cuda, cudaStreamWaitEvent(cuda->copies, event_of(after), 0), "cudaStreamWaitEvent"))) {
+        return;
+    }
+    if (agglo_cuda_ok(cuda, cudaMemcpyAsync(dst, src, n_bytes, cudaMemcpyHostToDevice, cuda->copies), "upload")) {
+        agglo_cuda_ok(cuda, cudaEventRecord(event_of(done), cuda->copies), "cudaEventRecord");
+    }
+}
+
+/* Relaxed: cuBLASLt and cuDNN may do in it what other modes forbid to all threads of the process. */
+static void cuda_capture_begin(agglo_backend *be)
+{
+    agglo_cuda *cuda = agglo_cuda_enter(be);
+
+    if (agglo_cuda_not_capturing(cuda, "recording begins again")) {
+        cuda->breached = false;
+        cuda->capturing = agglo_cuda_ok(cuda, cudaStreamBeginCapture(cuda->stream, cudaStreamCaptureModeRelaxed),
+                                        "cudaStreamBeginCapture");
+    }
+}
+
+/* Nothing has run so far: the graph is launched once. */
+static agglo_graph *cuda_capture_end(agglo_backend *be)
+{
+    agglo_cuda *cuda = agglo_cuda_enter(be);
+    cudaGraph_t graph = NULL;
+    cudaGraphExec_t ready = NULL;
+    bool ok;
+
+    if (!cuda->capturing) {
+        return NULL; /* begin failed */
+    }
+    cuda->capturing = false;
+    ok = agglo_cuda_ok(cuda, cudaStreamEndCapture(cuda->stream, &graph), "cudaStreamEndCapture") &&
+         be->failed.status == AGGLO_OK && !cuda->breached;
+    if (ok) {
+        ok = agglo_cuda_ok(cuda, cudaGraphInstantiate(&ready, graph, 0), "cudaGraphInstantiate") &&
+             agglo_cuda_ok(cuda, cudaGraphLaunch(ready, cuda->stream), "cudaGraphLaunch");
+    }
+    if (graph != NULL) {
+        cudaGraphDestroy(graph); /* the executable one does not need it */
+    }
+    if (!ok && ready != NULL) {
+        cudaGraphExecDestroy(ready);
+        ready = NULL;
+    }
+    cuda->n_graphs += ready != NULL ? 1 : 0;
+    return (agglo_graph *)ready;
+}
+
+static void cuda_graph_replay(agglo_backend *be, agglo_graph *graph)
+{
+    agglo_cuda *cuda = agglo_cuda_enter(be);
+
+    if (agglo_cuda_not_capturing(cuda, "replay")) {
+        agglo_cuda_ok(cuda, cudaGraphLaunch((cudaGraphExec_t)graph, cuda->stream), "cudaGraphLaunch");
+    }
+}
+
+static void cuda_graph_free(agglo_backend *be, agglo_graph *graph)
+{
+    agglo_cuda *cuda = agglo_cuda_enter(be);
+
+    agglo_cuda_ok(cuda, cudaStreamSynchronize(cuda->stream), "cudaStreamSynchronize");
+    agglo_cuda_ok(cuda, cudaGraphExecDestroy((cudaGraphExec_t)graph), "cudaGraphExecDestroy");
+    if (--cuda->n_graphs == 0) {
+        free_outgrown(cuda);
+    }
+}
+
 static void cuda_free(agglo_backend *be)
 {
     agglo_cuda *cuda = (agglo_cuda *)be;
 
     cudaSetDevice(cuda->device);
+    if (cuda->copies != NULL) {
+        cudaStreamSynchronize(cuda->copies);
+        cudaStreamDestroy(cuda->copies);
+    }
     if (cuda->stream != NULL) {
         cudaStreamSynchronize(cuda->stream);
     }
     agglo_cuda_gemm_free(cuda);
+#ifdef AGGLO_CUDNN
+    agglo_cuda_sdpa_free(cuda);
+#endif
     for (int s = 0; s < AGGLO_CUDA_STAGES; s++) {
         if (cuda->stage_free[s] != NULL) {
             cudaEventDestroy(cuda->stage_free[s]);
         }
         cudaFreeHost(cuda->stage[s]);
     }
+    free_outgrown(cuda);
     cudaFree(cuda->scratch);
     if (cuda->stream != NULL) {
         cudaStreamDestroy(cuda->stream);
@@ -246,12 +473,15 @@ typedef struct cuda_backend {
     agglo_backend_ops ops;
 } cuda_backend;
 
-static cudaError_t make_stream(agglo_cuda *cuda)
+static cudaError_t make_streams(agglo_cuda *cuda)
 {
     cudaError_t status = cudaSetDevice(cuda->device);
 
     if (status == cudaSuccess) {
         status = cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking);
+    }
+    if (status == cudaSuccess) {
+        status = cudaStreamCreateWithFlags(&cuda->copies, cudaStreamNonBlocking);
     }
     for (int s = 0; s < AGGLO_CUDA_STAGES && status == cudaSuccess; s++) {
         status = cudaHostAlloc((void **)&cuda->stage[s], STAGE_BYTES, cudaHostAllocDefault);
@@ -288,19 +518,32 @@ agglo_status agglo_backend_cuda_new(agglo_backend **out, int device, agglo_err *
         .download = cuda_download,
         .copy = cuda_copy,
         .zero = cuda_zero,
+        .event_new = cuda_event_new,
+        .event_free = cuda_event_free,
+        .event_record = cuda_event_record,
+        .event_join = cuda_event_join,
+        .event_wait = cuda_event_wait,
+        .event_is_done = cuda_event_is_done,
+        .pinned_alloc = cuda_pinned_alloc,
+        .pinned_release = cuda_pinned_release,
+        .upload_async = cuda_upload_async,
+        .capture_begin = cuda_capture_begin,
+        .capture_end = cuda_capture_end,
+        .graph_replay = cuda_graph_replay,
+        .graph_free = cuda_graph_free,
     };
     agglo_cuda_linear_ops(&made->ops);
     agglo_cuda_attention_ops(&made->ops);
     agglo_cuda_elementwise_ops(&made->ops);
-    agglo_cuda_reduce_ops(&made->ops);
     agglo_cuda_norm_ops(&made->ops);
     agglo_cuda_tokens_ops(&made->ops);
     agglo_cuda_loss_ops(&made->ops);
+    agglo_cuda_optim_ops(&made->ops);
     cuda = &made->cuda;
     cuda->base.ops = &made->ops;
     cuda->device = device;
     cuda->n_multiprocessors = prop.multiProcessorCount;
-    status = make_stream(cuda);
+    status = make_streams(cuda);
     if (status != cudaSuccess) {
         agglo_fail(err, AGGLO_E_DEVICE, "%s (%s)", cudaGetErrorString(status), cudaGetErrorName(status));
         goto fail;

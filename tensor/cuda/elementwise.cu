@@ -1,208 +1,414 @@
-/* Element by element: activations, bias, gated units, residuals, the optimiser's update, axpy and casts.
+/* Element by element: activations, bias, gated units, residuals, axpy and casts.
  *
- *     activate        y = act(x)                           flat, 8 bytes an element
- *     activate_bwd    d_x = d_y act'(x)                    flat, 12
- *     bias_act        pre = y + b[j]; y = act(pre)         rows, 8 to 12
- *     swiglu          y = silu(u[0:H]) u[H:2H]             rows of H, 12; backward 20
- *     residual        y = x + gamma[j] h                   rows, 12; d_h = gamma[j] d_y, 8 (d_gamma: reduce.cu)
- *     adamw           p, m, v from g (tensor/ops.h)        flat, 28
- *     axpy            y += a x                             flat, 12
- *     cast            y = x in another type                flat, 4 to 8
+ *     activate        y = act(x)                           flat, 2 accesses an element (of 4 bytes, or 2 in BF16)
+ *     activate_bwd    d_x = d_y act'(x)                    flat, 3
+ *     bias_act        pre = y + b[j]; y = act(pre)         rows, 2 or 3
+ *     swiglu          y = silu(u[0:H]) u[H:2H]             rows of H, 3; backward 5
+ *     residual        y = x + gamma[j] h                   rows, 3; d_h = gamma[j] d_y, 2 (d_gamma: reduce.cu)
+ *     axpy            y += a x                             flat, 3
+ *     cast            y = x in another type                flat, 4 to 8 bytes
  *
- * Mapping: flat loops are grid-stride; loops over rows put columns on x and rows on y (kernels.cuh). A thread reads and writes the same
- * elements, so outputs may be inputs where ops.h says so. All are bound by memory.
- * Numerics: F32 with the elementary functions of tensor/math_inline.h, products and sums contracted to FMA; deterministic.
+ * Mapping: flat loops are grid-stride; loops over rows put columns on x and rows on y (kernels.cuh); 16 bytes at a time where aligned. A
+ * thread reads and writes the same elements, so outputs may be inputs where ops.h says so. All are bound by memory.
+ * Numerics: F32 with the elementary functions of tensor/math_inline.h, products and sums contracted to FMA; deterministic. BF16 is converted
+ * as it is read and rounded once as it is written.
  */
-#include <math.h>
-
 #include "tensor/cuda/kernels.cuh"
 
-static __device__ inline float act_value(agglo_act act, float v)
+/* v = act(v), the switch outside the loop: it is the same for a whole launch */
+template <int N> static __device__ inline void act_values(agglo_act act, float v[N])
 {
     switch (act) {
     case AGGLO_ACT_GELU:
-        return agglo_gelu(v);
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            v[k] = agglo_gelu(v[k]);
+        }
+        break;
     case AGGLO_ACT_QUICK_GELU:
-        return agglo_quick_gelu(v);
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            v[k] = agglo_quick_gelu(v[k]);
+        }
+        break;
     case AGGLO_ACT_SILU:
-        return agglo_silu(v);
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            v[k] = agglo_silu(v[k]);
+        }
+        break;
     case AGGLO_ACT_RELU:
-        return v < 0.0f ? 0.0f : v;
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            v[k] = v[k] < 0.0f ? 0.0f : v[k];
+        }
+        break;
     default:
-        return v;
+        break;
     }
 }
 
-static __device__ inline float act_slope(agglo_act act, float v)
+/* d *= act'(v) */
+template <int N> static __device__ inline void act_slopes(agglo_act act, const float v[N], float d[N])
 {
     switch (act) {
     case AGGLO_ACT_GELU:
-        return agglo_gelu_slope(v);
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            d[k] *= agglo_gelu_slope(v[k]);
+        }
+        break;
     case AGGLO_ACT_QUICK_GELU:
-        return agglo_quick_gelu_slope(v);
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            d[k] *= agglo_quick_gelu_slope(v[k]);
+        }
+        break;
     case AGGLO_ACT_SILU:
-        return agglo_silu_slope(v);
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            d[k] *= agglo_silu_slope(v[k]);
+        }
+        break;
     case AGGLO_ACT_RELU:
-        return v > 0.0f ? 1.0f : 0.0f;
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            d[k] *= v[k] > 0.0f ? 1.0f : 0.0f;
+        }
+        break;
     default:
-        return 1.0f;
+        break;
     }
 }
 
 /* ---- activations ---- */
 
-static __global__ void activate_kernel(agglo_act act, int64_t n, const float *x, float *y)
+template <typename T, int N> static __device__ inline void activate_some(agglo_act act, const T *x, T *y)
 {
-    FLAT_LOOP(i, n)
+    float v[N];
+
+    load<N>(v, x);
+    act_values<N>(act, v);
+    store<N>(y, v);
+}
+
+template <typename T, int N> static __global__ void activate_kernel(agglo_act act, int64_t n, const T *x, T *y)
+{
+    VECTOR_LOOP(i, n, N)
     {
-        y[i] = act_value(act, x[i]);
+        activate_some<T, N>(act, x + i, y + i);
     }
+    TAIL_LOOP(i, n, N)
+    {
+        activate_some<T, 1>(act, x + i, y + i);
+    }
+}
+
+template <typename T> static void activate_of(agglo_cuda *cuda, agglo_act act, int64_t n, const void *x, void *y)
+{
+    if (aligned(x, y)) {
+        activate_kernel<T, LANES(T)>
+            <<<flat_grid(cuda, n / LANES(T) + 1), BLOCK, 0, cuda->stream>>>(act, n, (const T *)x, (T *)y);
+    } else {
+        activate_kernel<T, 1><<<flat_grid(cuda, n), BLOCK, 0, cuda->stream>>>(act, n, (const T *)x, (T *)y);
+    }
+    agglo_cuda_launched(cuda, "activate");
 }
 
 static void activate(agglo_backend *be, agglo_act act, const agglo_tensor *x, agglo_tensor *y)
 {
-    agglo_cuda *cuda = agglo_cuda_enter(be);
-    int64_t n = agglo_tensor_count(x);
-
-    activate_kernel<<<flat_grid(cuda, n), BLOCK, 0, cuda->stream>>>(act, n, input(x), output(y));
-    agglo_cuda_launched(cuda, "activate");
+    BY_STORAGE(x, activate_of, agglo_cuda_enter(be), act, agglo_tensor_count(x), x->data, y->data);
 }
 
-static __global__ void activate_bwd_kernel(agglo_act act, int64_t n, const float *x, const float *d_y, float *d_x)
+template <typename T, int N>
+static __device__ inline void activate_bwd_some(agglo_act act, const T *x, const T *d_y, T *d_x)
 {
-    FLAT_LOOP(i, n)
+    float v[N], d[N];
+
+    load<N>(v, x);
+    load<N>(d, d_y);
+    act_slopes<N>(act, v, d);
+    store<N>(d_x, d);
+}
+
+template <typename T, int N>
+static __global__ void activate_bwd_kernel(agglo_act act, int64_t n, const T *x, const T *d_y, T *d_x)
+{
+    VECTOR_LOOP(i, n, N)
     {
-        d_x[i] = d_y[i] * act_slope(act, x[i]);
+        activate_bwd_some<T, N>(act, x + i, d_y + i, d_x + i);
     }
+    TAIL_LOOP(i, n, N)
+    {
+        activate_bwd_some<T, 1>(act, x + i, d_y + i, d_x + i);
+    }
+}
+
+template <typename T>
+static void activate_bwd_of(agglo_cuda *cuda, agglo_act act, const agglo_tensor *x, const agglo_tensor *d_y,
+                            agglo_tensor *d_x)
+{
+    int64_t n = agglo_tensor_count(x);
+
+    if (aligned(x->data, d_y->data, d_x->data)) {
+        activate_bwd_kernel<T, LANES(T)><<<flat_grid(cuda, n / LANES(T) + 1), BLOCK, 0, cuda->stream>>>(
+            act, n, input_of<T>(x), input_of<T>(d_y), output_of<T>(d_x));
+    } else {
+        activate_bwd_kernel<T, 1><<<flat_grid(cuda, n), BLOCK, 0, cuda->stream>>>(act, n, input_of<T>(x),
+                                                                                  input_of<T>(d_y), output_of<T>(d_x));
+    }
+    agglo_cuda_launched(cuda, "activate_bwd");
 }
 
 static void activate_bwd(agglo_backend *be, agglo_act act, const agglo_tensor *x, const agglo_tensor *d_y,
                          agglo_tensor *d_x)
 {
-    agglo_cuda *cuda = agglo_cuda_enter(be);
-    int64_t n = agglo_tensor_count(x);
-
-    activate_bwd_kernel<<<flat_grid(cuda, n), BLOCK, 0, cuda->stream>>>(act, n, input(x), input(d_y), output(d_x));
-    agglo_cuda_launched(cuda, "activate_bwd");
+    BY_STORAGE(x, activate_bwd_of, agglo_cuda_enter(be), act, x, d_y, d_x);
 }
 
-static __global__ void bias_act_kernel(agglo_act act, int64_t m, int64_t n, const float *b, float *pre, float *y)
+/* v[0..N) = p[j..j+N), or `otherwise` where there is no p: a column's bias or scale, kept for all rows. */
+template <int N> static __device__ inline void columns_of(float v[N], const float *p, int64_t j, float otherwise)
 {
-    int64_t j = own_column();
+    if (p != NULL) {
+        load<N>(v, p + j);
+        return;
+    }
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        v[k] = otherwise;
+    }
+}
+
+template <typename T, int N>
+static __global__ void bias_act_kernel(agglo_act act, int64_t m, int64_t n, const float *b, T *pre, T *y)
+{
+    int64_t j = own_columns<N>();
+    float bias[N];
 
     if (j >= n) {
         return;
     }
-    float bias = b == NULL ? 0.0f : b[j];
-
+    columns_of<N>(bias, b, j, 0.0f);
     ROW_LOOP(i, m)
     {
-        float v = y[i * n + j] + bias;
+        float v[N];
 
-        if (pre != NULL) {
-            pre[i * n + j] = v;
+        load<N>(v, &y[i * n + j]);
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            v[k] += bias[k];
         }
-        y[i * n + j] = act_value(act, v);
+        if (pre != NULL) {
+            store<N>(&pre[i * n + j], v);
+        }
+        act_values<N>(act, v);
+        store<N>(&y[i * n + j], v);
     }
 }
 
-void agglo_cuda_bias_act(agglo_cuda *cuda, agglo_act act, int64_t m, int64_t n, const float *b, float *pre, float *y)
+template <typename T>
+static void bias_act_of(agglo_cuda *cuda, agglo_act act, int64_t m, int64_t n, const float *b, void *pre, void *y)
 {
-    bias_act_kernel<<<row_grid(1, m, n), row_block(n), 0, cuda->stream>>>(act, m, n, b, pre, y);
+    if (wide<T>(n, b, pre, y)) {
+        int64_t groups = n / LANES(T);
+
+        bias_act_kernel<T, LANES(T)>
+            <<<row_grid(1, m, groups), row_block(groups), 0, cuda->stream>>>(act, m, n, b, (T *)pre, (T *)y);
+    } else {
+        bias_act_kernel<T, 1><<<row_grid(1, m, n), row_block(n), 0, cuda->stream>>>(act, m, n, b, (T *)pre, (T *)y);
+    }
     agglo_cuda_launched(cuda, "bias and activation");
+}
+
+void agglo_cuda_bias_act(agglo_cuda *cuda, agglo_act act, agglo_dtype dtype, int64_t m, int64_t n, const float *b,
+                         void *pre, void *y)
+{
+    if (dtype == AGGLO_BF16) {
+        bias_act_of<__nv_bfloat16>(cuda, act, m, n, b, pre, y);
+    } else {
+        bias_act_of<float>(cuda, act, m, n, b, pre, y);
+    }
 }
 
 /* ---- swiglu ---- */
 
-static __global__ void swiglu_kernel(int64_t m, int64_t h, const float *u, float *y)
+template <typename T, int N> static __global__ void swiglu_kernel(int64_t m, int64_t h, const T *u, T *y)
 {
-    int64_t j = own_column();
+    int64_t j = own_columns<N>();
 
     if (j >= h) {
         return;
     }
     ROW_LOOP(i, m)
     {
-        y[i * h + j] = agglo_silu(u[2 * i * h + j]) * u[(2 * i + 1) * h + j];
+        float gate[N], value[N];
+
+        load<N>(gate, &u[2 * i * h + j]);
+        load<N>(value, &u[(2 * i + 1) * h + j]);
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            value[k] *= agglo_silu(gate[k]);
+        }
+        store<N>(&y[i * h + j], value);
     }
+}
+
+template <typename T> static void swiglu_of(agglo_cuda *cuda, const agglo_tensor *u, agglo_tensor *y)
+{
+    int64_t h = y->shape[y->rank - 1], m = agglo_tensor_count(y) / h;
+
+    if (wide<T>(h, u->data, y->data)) {
+        int64_t groups = h / LANES(T);
+
+        swiglu_kernel<T, LANES(T)>
+            <<<row_grid(1, m, groups), row_block(groups), 0, cuda->stream>>>(m, h, input_of<T>(u), output_of<T>(y));
+    } else {
+        swiglu_kernel<T, 1>
+            <<<row_grid(1, m, h), row_block(h), 0, cuda->stream>>>(m, h, input_of<T>(u), output_of<T>(y));
+    }
+    agglo_cuda_launched(cuda, "swiglu");
 }
 
 static void swiglu(agglo_backend *be, const agglo_tensor *u, agglo_tensor *y)
 {
-    agglo_cuda *cuda = agglo_cuda_enter(be);
-    int64_t h = y->shape[y->rank - 1], m = agglo_tensor_count(y) / h;
-
-    swiglu_kernel<<<row_grid(1, m, h), row_block(h), 0, cuda->stream>>>(m, h, input(u), output(y));
-    agglo_cuda_launched(cuda, "swiglu");
+    BY_STORAGE(u, swiglu_of, agglo_cuda_enter(be), u, y);
 }
 
-static __global__ void swiglu_bwd_kernel(int64_t m, int64_t h, const float *u, const float *d_y, float *d_u)
+template <typename T, int N>
+static __global__ void swiglu_bwd_kernel(int64_t m, int64_t h, const T *u, const T *d_y, T *d_u)
 {
-    int64_t j = own_column();
+    int64_t j = own_columns<N>();
 
     if (j >= h) {
         return;
     }
     ROW_LOOP(i, m)
     {
-        float gate = u[2 * i * h + j], value = u[(2 * i + 1) * h + j], d = d_y[i * h + j];
+        float gate[N], value[N], d[N];
 
-        d_u[2 * i * h + j] = d * value * agglo_silu_slope(gate);
-        d_u[(2 * i + 1) * h + j] = d * agglo_silu(gate);
+        load<N>(gate, &u[2 * i * h + j]);
+        load<N>(value, &u[(2 * i + 1) * h + j]);
+        load<N>(d, &d_y[i * h + j]);
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            value[k] *= d[k] * agglo_silu_slope(gate[k]); /* of the gate */
+            d[k] *= agglo_silu(gate[k]);                  /* of the value */
+        }
+        store<N>(&d_u[2 * i * h + j], value);
+        store<N>(&d_u[(2 * i + 1) * h + j], d);
     }
+}
+
+template <typename T>
+static void swiglu_bwd_of(agglo_cuda *cuda, const agglo_tensor *u, const agglo_tensor *d_y, agglo_tensor *d_u)
+{
+    int64_t h = d_y->shape[d_y->rank - 1], m = agglo_tensor_count(d_y) / h;
+
+    if (wide<T>(h, u->data, d_y->data, d_u->data)) {
+        int64_t groups = h / LANES(T);
+
+        swiglu_bwd_kernel<T, LANES(T)><<<row_grid(1, m, groups), row_block(groups), 0, cuda->stream>>>(
+            m, h, input_of<T>(u), input_of<T>(d_y), output_of<T>(d_u));
+    } else {
+        swiglu_bwd_kernel<T, 1><<<row_grid(1, m, h), row_block(h), 0, cuda->stream>>>(
+            m, h, input_of<T>(u), input_of<T>(d_y), output_of<T>(d_u));
+    }
+    agglo_cuda_launched(cuda, "swiglu_bwd");
 }
 
 static void swiglu_bwd(agglo_backend *be, const agglo_tensor *u, const agglo_tensor *d_y, agglo_tensor *d_u)
 {
-    agglo_cuda *cuda = agglo_cuda_enter(be);
-    int64_t h = d_y->shape[d_y->rank - 1], m = agglo_tensor_count(d_y) / h;
-
-    swiglu_bwd_kernel<<<row_grid(1, m, h), row_block(h), 0, cuda->stream>>>(m, h, input(u), input(d_y), output(d_u));
-    agglo_cuda_launched(cuda, "swiglu_bwd");
+    BY_STORAGE(u, swiglu_bwd_of, agglo_cuda_enter(be), u, d_y, d_u);
 }
 
 /* ---- residual ---- */
 
-static __global__ void residual_kernel(int64_t m, int64_t c, const float *x, const float *h, const float *gamma,
-                                       float *y)
+template <typename T, int N>
+static __global__ void residual_kernel(int64_t m, int64_t c, const T *x, const T *h, const float *gamma, T *y)
 {
-    int64_t j = own_column();
+    int64_t j = own_columns<N>();
+    float scale[N];
 
     if (j >= c) {
         return;
     }
-    float scale = gamma == NULL ? 1.0f : gamma[j];
-
+    columns_of<N>(scale, gamma, j, 1.0f);
     ROW_LOOP(i, m)
     {
-        y[i * c + j] = x[i * c + j] + scale * h[i * c + j];
+        float v[N], w[N];
+
+        load<N>(v, &x[i * c + j]);
+        load<N>(w, &h[i * c + j]);
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            v[k] += scale[k] * w[k];
+        }
+        store<N>(&y[i * c + j], v);
     }
+}
+
+template <typename T>
+static void residual_of(agglo_cuda *cuda, const agglo_tensor *x, const agglo_tensor *h, const float *gamma,
+                        agglo_tensor *y)
+{
+    int64_t c = x->shape[x->rank - 1], m = agglo_tensor_count(x) / c;
+
+    if (wide<T>(c, x->data, h->data, gamma, y->data)) {
+        int64_t groups = c / LANES(T);
+
+        residual_kernel<T, LANES(T)><<<row_grid(1, m, groups), row_block(groups), 0, cuda->stream>>>(
+            m, c, input_of<T>(x), input_of<T>(h), gamma, output_of<T>(y));
+    } else {
+        residual_kernel<T, 1><<<row_grid(1, m, c), row_block(c), 0, cuda->stream>>>(
+            m, c, input_of<T>(x), input_of<T>(h), gamma, output_of<T>(y));
+    }
+    agglo_cuda_launched(cuda, "residual");
 }
 
 static void residual(agglo_backend *be, const agglo_tensor *x, const agglo_tensor *h, const agglo_tensor *gamma,
                      agglo_tensor *y)
 {
-    agglo_cuda *cuda = agglo_cuda_enter(be);
-    int64_t c = x->shape[x->rank - 1], m = agglo_tensor_count(x) / c;
-
-    residual_kernel<<<row_grid(1, m, c), row_block(c), 0, cuda->stream>>>(m, c, input(x), input(h), input(gamma),
-                                                                          output(y));
-    agglo_cuda_launched(cuda, "residual");
+    BY_STORAGE(x, residual_of, agglo_cuda_enter(be), x, h, input(gamma), y);
 }
 
-static __global__ void residual_bwd_kernel(int64_t m, int64_t c, const float *d_y, const float *gamma, float *d_h)
+template <typename T, int N>
+static __global__ void residual_bwd_kernel(int64_t m, int64_t c, const T *d_y, const float *gamma, T *d_h)
 {
-    int64_t j = own_column();
+    int64_t j = own_columns<N>();
+    float scale[N];
 
     if (j >= c) {
         return;
     }
-    float scale = gamma[j];
-
+    load<N>(scale, gamma + j);
     ROW_LOOP(i, m)
     {
-        d_h[i * c + j] = scale * d_y[i * c + j];
+        float d[N];
+
+        load<N>(d, &d_y[i * c + j]);
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            d[k] *= scale[k];
+        }
+        store<N>(&d_h[i * c + j], d);
     }
+}
+
+template <typename T>
+static void residual_bwd_of(agglo_cuda *cuda, const agglo_tensor *d_y, const float *gamma, agglo_tensor *d_h)
+{
+    int64_t c = d_y->shape[d_y->rank - 1], m = agglo_tensor_count(d_y) / c;
+
+    if (wide<T>(c, d_y->data, gamma, d_h->data)) {
+        int64_t groups = c / LANES(T);
+
+        residual_bwd_kernel<T, LANES(T)><<<row_grid(1, m, groups), row_block(groups), 0, cuda->stream>>>(
+            m, c, input_of<T>(d_y), gamma, output_of<T>(d_h));
+    } else {
+        residual_bwd_kernel<T, 1>
+            <<<row_grid(1, m, c), row_block(c), 0, cuda->stream>>>(m, c, input_of<T>(d_y), gamma, output_of<T>(d_h));
+    }
+    agglo_cuda_launched(cuda, "residual_bwd");
 }
 
 /* d_gamma first: d_h may be d_y. */
@@ -212,72 +418,56 @@ static void residual_bwd(agglo_backend *be, const agglo_tensor *d_y, const agglo
     agglo_cuda *cuda = agglo_cuda_enter(be);
     int64_t c = d_y->shape[d_y->rank - 1], m = agglo_tensor_count(d_y) / c;
 
-    agglo_cuda_column_sums(cuda, m, c, input(d_y), input(h), output(d_gamma));
-    residual_bwd_kernel<<<row_grid(1, m, c), row_block(c), 0, cuda->stream>>>(m, c, input(d_y), input(gamma),
-                                                                              output(d_h));
-    agglo_cuda_launched(cuda, "residual_bwd");
+    agglo_cuda_column_sums(cuda, d_y->dtype, m, c, d_y->data, h->data, output(d_gamma));
+    BY_STORAGE(d_y, residual_bwd_of, cuda, d_y, input(gamma), d_h);
 }
 
-/* ---- optimiser and the rest ---- */
+/* ---- the rest ---- */
 
-/* AdamW's step with what is the same for all elements worked out on the host, in double. */
-typedef struct adamw_step {
-    float beta1, beta2, eps, grad_scale;
-    float keep;    /* 1 - lr wd */
-    float size;    /* lr / (1 - beta1^t) */
-    float inverse; /* 1 / sqrt(1 - beta2^t) */
-} adamw_step;
-
-static __global__ void adamw_kernel(adamw_step step, int64_t n, const float *g, float *p, float *m, float *v)
+template <typename T, int N> static __device__ inline void axpy_some(float a, const T *x, T *y)
 {
-    FLAT_LOOP(i, n)
-    {
-        float d = g[i] * step.grad_scale;
-        float m1 = step.beta1 * m[i] + (1.0f - step.beta1) * d;
-        float v1 = step.beta2 * v[i] + (1.0f - step.beta2) * d * d;
+    float v[N], w[N];
 
-        m[i] = m1;
-        v[i] = v1;
-        p[i] = p[i] * step.keep - step.size * m1 / (sqrtf(v1) * step.inverse + step.eps);
+    load<N>(v, x);
+    load<N>(w, y);
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        w[k] += a * v[k];
+    }
+    store<N>(y, w);
+}
+
+template <typename T, int N> static __global__ void axpy_kernel(float a, int64_t n, const T *x, T *y)
+{
+    VECTOR_LOOP(i, n, N)
+    {
+        axpy_some<T, N>(a, x + i, y + i);
+    }
+    TAIL_LOOP(i, n, N)
+    {
+        axpy_some<T, 1>(a, x + i, y + i);
     }
 }
 
-static void adamw(agglo_backend *be, const agglo_adamw_config *config, agglo_tensor *p, const agglo_tensor *g,
-                  agglo_tensor *m, agglo_tensor *v)
+template <typename T> static void axpy_of(agglo_cuda *cuda, float a, const agglo_tensor *x, agglo_tensor *y)
 {
-    agglo_cuda *cuda = agglo_cuda_enter(be);
-    int64_t n = agglo_tensor_count(p);
-    double t = (double)config->step;
-    adamw_step step;
+    int64_t n = agglo_tensor_count(x);
 
-    step.beta1 = config->beta1;
-    step.beta2 = config->beta2;
-    step.eps = config->eps;
-    step.grad_scale = config->grad_scale;
-    step.keep = 1.0f - config->lr * config->weight_decay;
-    step.size = (float)((double)config->lr / (1.0 - pow((double)config->beta1, t)));
-    step.inverse = (float)(1.0 / sqrt(1.0 - pow((double)config->beta2, t)));
-    adamw_kernel<<<flat_grid(cuda, n), BLOCK, 0, cuda->stream>>>(step, n, input(g), output(p), output(m), output(v));
-    agglo_cuda_launched(cuda, "adamw");
-}
-
-static __global__ void axpy_kernel(float a, int64_t n, const float *x, float *y)
-{
-    FLAT_LOOP(i, n)
-    {
-        y[i] += a * x[i];
+    if (aligned(x->data, y->data)) {
+        axpy_kernel<T, LANES(T)>
+            <<<flat_grid(cuda, n / LANES(T) + 1), BLOCK, 0, cuda->stream>>>(a, n, input_of<T>(x), output_of<T>(y));
+    } else {
+        axpy_kernel<T, 1><<<flat_grid(cuda, n), BLOCK, 0, cuda->stream>>>(a, n, input_of<T>(x), output_of<T>(y));
     }
+    agglo_cuda_launched(cuda, "axpy");
 }
 
 static void axpy(agglo_backend *be, float a, const agglo_tensor *x, agglo_tensor *y)
 {
-    agglo_cuda *cuda = agglo_cuda_enter(be);
-    int64_t n = agglo_tensor_count(x);
-
-    axpy_kernel<<<flat_grid(cuda, n), BLOCK, 0, cuda->stream>>>(a, n, input(x), output(y));
-    agglo_cuda_launched(cuda, "axpy");
+    BY_STORAGE(x, axpy_of, agglo_cuda_enter(be), a, x, y);
 }
 
+/* Between F32 and BF16 by vectors of 8 where aligned; what else there is (F16) one by one. */
 static __global__ void cast_kernel(int64_t n, const void *x, agglo_dtype from, void *y, agglo_dtype to)
 {
     FLAT_LOOP(i, n)
@@ -286,12 +476,39 @@ static __global__ void cast_kernel(int64_t n, const void *x, agglo_dtype from, v
     }
 }
 
+template <typename From, typename To> static __global__ void cast_wide_kernel(int64_t n, const From *x, To *y)
+{
+    VECTOR_LOOP(i, n, 8)
+    {
+        float v[8];
+
+        load<8>(v, x + i);
+        store<8>(y + i, v);
+    }
+    TAIL_LOOP(i, n, 8)
+    {
+        float v[1];
+
+        load<1>(v, x + i);
+        store<1>(y + i, v);
+    }
+}
+
 static void cast(agglo_backend *be, const agglo_tensor *x, agglo_tensor *y)
 {
     agglo_cuda *cuda = agglo_cuda_enter(be);
     int64_t n = agglo_tensor_count(x);
+    bool vectors = aligned(x->data, y->data);
 
-    cast_kernel<<<flat_grid(cuda, n), BLOCK, 0, cuda->stream>>>(n, x->data, x->dtype, y->data, y->dtype);
+    if (vectors && x->dtype == AGGLO_F32 && y->dtype == AGGLO_BF16) {
+        cast_wide_kernel<<<flat_grid(cuda, n / 8 + 1), BLOCK, 0, cuda->stream>>>(n, input(x),
+                                                                                 output_of<__nv_bfloat16>(y));
+    } else if (vectors && x->dtype == AGGLO_BF16 && y->dtype == AGGLO_F32) {
+        cast_wide_kernel<<<flat_grid(cuda, n / 8 + 1), BLOCK, 0, cuda->stream>>>(n, input_of<__nv_bfloat16>(x),
+                                                                                 output(y));
+    } else {
+        cast_kernel<<<flat_grid(cuda, n), BLOCK, 0, cuda->stream>>>(n, x->data, x->dtype, y->data, y->dtype);
+    }
     agglo_cuda_launched(cuda, "cast");
 }
 
@@ -303,7 +520,6 @@ void agglo_cuda_elementwise_ops(agglo_backend_ops *ops)
     ops->swiglu_bwd = swiglu_bwd;
     ops->residual = residual;
     ops->residual_bwd = residual_bwd;
-    ops->adamw = adamw;
     ops->axpy = axpy;
     ops->cast = cast;
 }

@@ -1,11 +1,21 @@
 /* Matrix products by cuBLASLt: the only file that sees it.
  *
  * cuBLASLt is column-major: a packed row-major X[r,c] is its c x r matrix, transposed. So C = op(A) op(B) is asked for as
- * C^T = op(B)^T op(A)^T, which leaves the flags as they are and changes the order of the operands.
+ * C^T = op(B)^T op(A)^T, which leaves the flags as they are and changes the order of the operands. A bias along C's columns is then one
+ * along the rows of what cuBLASLt writes, which is where its epilogue adds it.
  *
- * Arithmetic is true F32 (COMPUTE_TYPE; tensor cores would round operands to TF32, 10 bits of mantissa, and miss the tolerances of the parity
- * tests). An algorithm is asked for once per (shape, flags, alignment) and kept. Split products may meet only in a separate pass over the
- * workspace, never in place, so that results do not depend on timing.
+ * Arithmetic is true F32 for F32 operands (COMPUTE_TYPE; TF32 tensor cores would round operands to 10 bits of mantissa and miss the
+ * tolerances of the parity tests). BF16 operands go through tensor cores, whose products are exact and whose sums are F32; the result is
+ * F32 (weight gradients) or rounded once to BF16.
+ *
+ * An algorithm is asked for once per (shape, flags, types, alignment, epilogue) and kept, in a table of MAX_PLANS; one workspace of
+ * WORKSPACE_BYTES serves all. Split products may meet only in a separate pass over the workspace, never in place, so that results do not depend
+ * on timing.
+ *
+ * Epilogues. Used: BIAS alone, where there is no activation (qkv, projection, fc2). cuBLASLt takes a bias of the result's type only, so that of
+ * a BF16 product is first rounded to BF16 in scratch. Where no algorithm has the epilogue, bias_act's pass over the result adds the bias.
+ * Not used: GELU_AUX_BIAS, whose GELU is the tanh approximation and not erf's; activations are bias_act's pass (elementwise.cu), which
+ * also writes `pre`. BGRADA/B: nothing promises the order of their sums and they write where we add; bias gradients are column sums (reduce.cu).
  */
 #include "tensor/cuda/cuda_impl.h"
 
@@ -20,12 +30,14 @@
 typedef struct plan_key {
     int64_t m, n, k;
     uint32_t align_a, align_b, align_c;
-    bool transpose_a, transpose_b;
+    bool transpose_a, transpose_b, bias;
+    agglo_dtype in, out; /* of A and B, of C */
 } plan_key;
 
 typedef struct plan {
     plan_key key;
     bool used;
+    bool none; /* no algorithm does this: a bias must be added otherwise */
     cublasLtMatmulAlgo_t algo;
 } plan;
 
@@ -91,10 +103,18 @@ typedef struct product {
     cublasLtMatrixLayoutOpaque_t left, right, out;
 } product;
 
-static cublasStatus_t describe(const plan_key *key, product *p)
+static cudaDataType_t type_of(agglo_dtype dtype)
+{
+    return dtype == AGGLO_BF16 ? CUDA_R_16BF : CUDA_R_32F;
+}
+
+/* `bias` is read when the product runs; it is not part of the plan. */
+static cublasStatus_t describe(const plan_key *key, const void *bias, product *p)
 {
     const cublasOperation_t left = key->transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
     const cublasOperation_t right = key->transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
+    const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
+    const cudaDataType_t in = type_of(key->in), out = type_of(key->out);
     const int64_t m = key->m, n = key->n, k = key->k;
     /* extents as stored: B is [n,k] when it is to be transposed, else [k,n]; A is [k,m] or [m,k]; columns come first */
     const int64_t b_cols = key->transpose_b ? k : n, b_rows = key->transpose_b ? n : k;
@@ -107,14 +127,20 @@ static cublasStatus_t describe(const plan_key *key, product *p)
     if (status == CUBLAS_STATUS_SUCCESS) {
         status = cublasLtMatmulDescSetAttribute(&p->desc, CUBLASLT_MATMUL_DESC_TRANSB, &right, sizeof right);
     }
-    if (status == CUBLAS_STATUS_SUCCESS) {
-        status = cublasLtMatrixLayoutInit(&p->left, CUDA_R_32F, (uint64_t)b_cols, (uint64_t)b_rows, b_cols);
+    if (status == CUBLAS_STATUS_SUCCESS && key->bias) {
+        status = cublasLtMatmulDescSetAttribute(&p->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue);
+    }
+    if (status == CUBLAS_STATUS_SUCCESS && key->bias) {
+        status = cublasLtMatmulDescSetAttribute(&p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof(bias));
     }
     if (status == CUBLAS_STATUS_SUCCESS) {
-        status = cublasLtMatrixLayoutInit(&p->right, CUDA_R_32F, (uint64_t)a_cols, (uint64_t)a_rows, a_cols);
+        status = cublasLtMatrixLayoutInit(&p->left, in, (uint64_t)b_cols, (uint64_t)b_rows, b_cols);
     }
     if (status == CUBLAS_STATUS_SUCCESS) {
-        status = cublasLtMatrixLayoutInit(&p->out, CUDA_R_32F, (uint64_t)n, (uint64_t)m, n);
+        status = cublasLtMatrixLayoutInit(&p->right, in, (uint64_t)a_cols, (uint64_t)a_rows, a_cols);
+    }
+    if (status == CUBLAS_STATUS_SUCCESS) {
+        status = cublasLtMatrixLayoutInit(&p->out, out, (uint64_t)n, (uint64_t)m, n);
     }
     return status;
 }
@@ -158,8 +184,8 @@ static cublasStatus_t choose(agglo_cuda_gemm *gemm, const plan_key *key, product
 static bool same(const plan_key *a, const plan_key *b)
 {
     return a->m == b->m && a->n == b->n && a->k == b->k && a->transpose_a == b->transpose_a &&
-           a->transpose_b == b->transpose_b && a->align_a == b->align_a && a->align_b == b->align_b &&
-           a->align_c == b->align_c;
+           a->transpose_b == b->transpose_b && a->bias == b->bias && a->in == b->in && a->out == b->out &&
+           a->align_a == b->align_a && a->align_b == b->align_b && a->align_c == b->align_c;
 }
 
 /* The plan of this key or a free slot for it. */
@@ -169,7 +195,8 @@ static plan *slot_of(agglo_cuda_gemm *gemm, const plan_key *key)
 
     hash = hash * 0x9E3779B97F4A7C15u + (uint64_t)key->n;
     hash = hash * 0x9E3779B97F4A7C15u + (uint64_t)key->k;
-    hash = hash * 0x9E3779B97F4A7C15u + (key->transpose_a ? 2u : 0u) + (key->transpose_b ? 1u : 0u);
+    hash = hash * 0x9E3779B97F4A7C15u + (key->transpose_a ? 2u : 0u) + (key->transpose_b ? 1u : 0u) +
+           (key->bias ? 4u : 0u) + (key->in == AGGLO_BF16 ? 8u : 0u) + (key->out == AGGLO_BF16 ? 16u : 0u);
     hash = (hash ^ hash >> 32) * 0x9E3779B97F4A7C15u;
     for (uint64_t i = hash >> 32;; i++) {
         plan *at = &gemm->plans[i % MAX_PLANS];
@@ -188,63 +215,138 @@ static uint32_t alignment(const void *p)
     return (uint32_t)(bits & (~bits + 1));
 }
 
-void agglo_cuda_sgemm(agglo_cuda *cuda, bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k,
-                      const float *a, const float *b, float beta, float *c)
+/* The plan of this key, made where there is none; NULL, failure latched, when cuBLASLt fails. */
+static plan *plan_of(agglo_cuda *cuda, const plan_key *key, product *p)
 {
-    const plan_key key = {m, n, k, alignment(a), alignment(b), alignment(c), transpose_a, transpose_b};
-    const float alpha = 1.0f;
     agglo_cuda_gemm *gemm = cuda->gemm;
+    plan *found = slot_of(gemm, key);
+    plan made = {.key = *key, .used = true};
+    cublasStatus_t status;
+
+    if (found->used) {
+        return found;
+    }
+    status = choose(gemm, key, p, &made.algo);
+    made.none = status == CUBLAS_STATUS_NOT_SUPPORTED && key->bias;
+    if (!made.none && !lt_ok(cuda, status, key)) {
+        return NULL;
+    }
+    if (gemm->n_plans >= MAX_PLANS * 3 / 4) {
+        for (int i = 0; i < MAX_PLANS; i++) {
+            gemm->plans[i].used = false;
+        }
+        gemm->n_plans = 0;
+        found = slot_of(gemm, key);
+    }
+    *found = made;
+    gemm->n_plans++;
+    return found;
+}
+
+/* False where cuBLASLt has no algorithm with this bias, nothing done; failures are latched and count as done. */
+static bool multiply(agglo_cuda *cuda, const plan_key *key, const void *a, const void *b, const void *bias, float beta,
+                     void *c)
+{
+    const float alpha = 1.0f;
     product p;
     plan *found;
 
-    if (!lt_ok(cuda, describe(&key, &p), &key)) {
-        return;
+    if (!lt_ok(cuda, describe(key, bias, &p), key)) {
+        return true;
     }
-    found = slot_of(gemm, &key);
-    if (!found->used) {
-        cublasLtMatmulAlgo_t algo;
-
-        if (!lt_ok(cuda, choose(gemm, &key, &p, &algo), &key)) {
-            return;
-        }
-        if (gemm->n_plans >= MAX_PLANS * 3 / 4) {
-            for (int i = 0; i < MAX_PLANS; i++) {
-                gemm->plans[i].used = false;
-            }
-            gemm->n_plans = 0;
-            found = slot_of(gemm, &key);
-        }
-        found->key = key;
-        found->algo = algo;
-        found->used = true;
-        gemm->n_plans++;
+    found = plan_of(cuda, key, &p);
+    if (found == NULL) {
+        return true;
+    }
+    if (found->none) {
+        return false;
     }
     lt_ok(cuda,
-          cublasLtMatmul(gemm->handle, &p.desc, &alpha, b, &p.left, a, &p.right, &beta, c, &p.out, c, &p.out,
-                         &found->algo, gemm->workspace, WORKSPACE_BYTES, cuda->stream),
-          &key);
+          cublasLtMatmul(cuda->gemm->handle, &p.desc, &alpha, b, &p.left, a, &p.right, &beta, c, &p.out, c, &p.out,
+                         &found->algo, cuda->gemm->workspace, WORKSPACE_BYTES, cuda->stream),
+          key);
+    return true;
+}
+
+void agglo_cuda_gemm_of(agglo_cuda *cuda, bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k,
+                        agglo_dtype in, const void *a, const void *b, float beta, agglo_dtype out, void *c)
+{
+    const plan_key key = {.m = m,
+                          .n = n,
+                          .k = k,
+                          .align_a = alignment(a),
+                          .align_b = alignment(b),
+                          .align_c = alignment(c),
+                          .transpose_a = transpose_a,
+                          .transpose_b = transpose_b,
+                          .in = in,
+                          .out = out};
+
+    multiply(cuda, &key, a, b, NULL, beta, c);
+}
+
+void agglo_cuda_sgemm(agglo_cuda *cuda, bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k,
+                      const float *a, const float *b, float beta, float *c)
+{
+    agglo_cuda_gemm_of(cuda, transpose_a, transpose_b, m, n, k, AGGLO_F32, a, b, beta, AGGLO_F32, c);
 }
 
 /* agglo_backend_product */
 static void product_alone(agglo_backend *be, const agglo_tensor *a, const agglo_tensor *b, bool transpose_b,
                           agglo_tensor *c)
 {
-    agglo_cuda_sgemm(agglo_cuda_enter(be), false, transpose_b, a->shape[0], c->shape[1], a->shape[1], a->data, b->data,
-                     0.0f, c->data);
+    agglo_cuda_gemm_of(agglo_cuda_enter(be), false, transpose_b, a->shape[0], c->shape[1], a->shape[1], a->dtype,
+                       a->data, b->data, 0.0f, c->dtype, c->data);
 }
 
 /* ---- the linear operators ---- */
 
-/* y[M,N] = act(x[M,K] w[N,K]^T + b): the product, then one pass over y for bias and activation. */
+/* y = x w^T + b in one launch; false, nothing done, where cuBLASLt cannot. */
+static bool linear_with_bias(agglo_cuda *cuda, const agglo_tensor *x, const agglo_tensor *w, const agglo_tensor *b,
+                             int64_t m, agglo_tensor *y)
+{
+    plan_key key = {.m = m,
+                    .n = w->shape[0],
+                    .k = w->shape[1],
+                    .align_a = alignment(x->data),
+                    .align_b = alignment(w->data),
+                    .align_c = alignment(y->data),
+                    .transpose_b = true,
+                    .bias = true,
+                    .in = x->dtype,
+                    .out = y->dtype};
+    const void *bias = b->data;
+
+    if (y->dtype != AGGLO_F32) {
+        agglo_tensor rounded = *b;
+
+        rounded.dtype = y->dtype;
+        rounded.data = agglo_cuda_reserve(cuda, agglo_tensor_bytes(&rounded));
+        if (rounded.data == NULL) {
+            return true;
+        }
+        cuda->base.ops->cast(&cuda->base, b, &rounded);
+        bias = rounded.data;
+    } else if (alignment(bias) < 16) {
+        return false; /* cuBLASLt does not say what it needs */
+    }
+    return multiply(cuda, &key, x->data, w->data, bias, 0.0f, y->data);
+}
+
+/* y[M,N] = act(x[M,K] w[N,K]^T + b): the product with its bias, or the product and then one pass over y for bias and activation. */
 static void linear(agglo_backend *be, const agglo_tensor *x, const agglo_tensor *w, const agglo_tensor *b,
                    agglo_act act, agglo_tensor *pre, agglo_tensor *y)
 {
     agglo_cuda *cuda = agglo_cuda_enter(be);
     int64_t k = w->shape[1], n = w->shape[0], m = agglo_tensor_count(x) / k;
 
-    agglo_cuda_sgemm(cuda, false, true, m, n, k, x->data, w->data, 0.0f, y->data);
+    if (b != NULL && pre == NULL && act == AGGLO_ACT_NONE && linear_with_bias(cuda, x, w, b, m, y)) {
+        return;
+    }
+    agglo_cuda_gemm_of(cuda, false, true, m, n, k, x->dtype, x->data, w->data, 0.0f, y->dtype, y->data);
     if (b != NULL || pre != NULL || act != AGGLO_ACT_NONE) {
-        agglo_cuda_bias_act(cuda, act, m, n, b == NULL ? NULL : b->data, pre == NULL ? NULL : pre->data, y->data);
+        agglo_cuda_bias_act(cuda, act, y->dtype, m, n, b == NULL ? NULL : b->data, pre == NULL ? NULL : pre->data,
+                            y->data);
     }
 }
 
@@ -254,7 +356,8 @@ static void linear_bwd_input(agglo_backend *be, const agglo_tensor *d_y, const a
     agglo_cuda *cuda = agglo_cuda_enter(be);
     int64_t k = w->shape[1], n = w->shape[0], m = agglo_tensor_count(d_y) / n;
 
-    agglo_cuda_sgemm(cuda, false, false, m, k, n, d_y->data, w->data, accumulate ? 1.0f : 0.0f, d_x->data);
+    agglo_cuda_gemm_of(cuda, false, false, m, k, n, d_y->dtype, d_y->data, w->data, accumulate ? 1.0f : 0.0f,
+                       d_x->dtype, d_x->data);
 }
 
 static void linear_bwd_weight(agglo_backend *be, const agglo_tensor *d_y, const agglo_tensor *x, agglo_tensor *d_w,
@@ -263,9 +366,9 @@ static void linear_bwd_weight(agglo_backend *be, const agglo_tensor *d_y, const 
     agglo_cuda *cuda = agglo_cuda_enter(be);
     int64_t n = d_w->shape[0], k = d_w->shape[1], m = agglo_tensor_count(x) / k;
 
-    agglo_cuda_sgemm(cuda, true, false, n, k, m, d_y->data, x->data, 1.0f, d_w->data);
+    agglo_cuda_gemm_of(cuda, true, false, n, k, m, x->dtype, d_y->data, x->data, 1.0f, AGGLO_F32, d_w->data);
     if (d_b != NULL) {
-        agglo_cuda_column_sums(cuda, m, n, d_y->data, NULL, d_b->data);
+        agglo_cuda_column_sums(cuda, d_y->dtype, m, n, d_y->data, NULL, d_b->data);
     }
 }
 

@@ -3,39 +3,59 @@
  *     forward     mean = sum x / c;  var = sum (x - mean)^2 / c;  rstd = 1 / sqrt(var + eps);  y = (x - mean) rstd w + b
  *     backward    n = (x - mean) rstd;  g = d_y w;  d_x (+)= rstd (g - mean(g) - n mean(g n));  d_w += sum_i d_y n;  d_b += sum_i d_y
  *
- * Mapping: a warp per row, eight rows to a block, lanes striding over the channels; a row is read three times forward and twice backward,
- * from the first-level cache after the first. The parameters' gradients are a second pass over x and d_y: 32 channels of one chunk of rows
- * to a block of 32 x 8 threads, then the chunks in order (reduce.cu).
- * Bytes moved: 8 an element forward, 12 backward (16 accumulating) and 8 for the parameters. Numerics: F32, two-pass variance, sums by a
- * fixed butterfly over the lanes; deterministic. y may be x: a lane writes only what it alone has still to read.
+ * Mapping: a warp per row, eight rows to a block, lanes striding over the channels, 16 bytes at a time where aligned; a row is read
+ * three times forward and twice backward, from the first-level cache after the first. The parameters' gradients are a second pass over x and
+ * d_y: 32 channels (or vectors of them) of one chunk of rows to a block of 32 x 8 threads, then the chunks in order (reduce.cu).
+ * Accesses an element, of 4 bytes or 2: 2 forward, 3 backward (4 accumulating) and 2 for the parameters. Numerics: F32, two-pass variance, sums
+ * by a fixed butterfly over the lanes; deterministic. y may be x: a lane writes only what it alone has still to read.
  */
 #include "tensor/cuda/kernels.cuh"
 
 #define ROWS     (BLOCK / WARP)
 #define SUM_ROWS 8
 
-static __global__ void layernorm_kernel(int64_t m, int64_t c, const float *x, const float *w, const float *b, float eps,
-                                        float *y, float *mean_out, float *rstd_out)
+template <typename T, int N>
+static __global__ void layernorm_kernel(int64_t m, int64_t c, const T *x, const float *w, const float *b, float eps,
+                                        T *y, float *mean_out, float *rstd_out)
 {
     int lane = (int)threadIdx.x % WARP;
     float per_channel = 1.0f / (float)c;
 
     for (int64_t i = (int64_t)blockIdx.x * ROWS + threadIdx.x / WARP; i < m; i += (int64_t)gridDim.x * ROWS) {
-        const float *row = x + i * c;
+        const T *row = x + i * c;
         float mean = 0.0f, variance = 0.0f, rstd;
 
-        for (int64_t j = lane; j < c; j += WARP) {
-            mean += row[j];
+        for (int64_t j = lane * N; j < c; j += WARP * N) {
+            float v[N];
+
+            load<N>(v, row + j);
+#pragma unroll
+            for (int k = 0; k < N; k++) {
+                mean += v[k];
+            }
         }
         mean = warp_sum(mean) * per_channel;
-        for (int64_t j = lane; j < c; j += WARP) {
-            float d = row[j] - mean;
+        for (int64_t j = lane * N; j < c; j += WARP * N) {
+            float v[N];
 
-            variance += d * d;
+            load<N>(v, row + j);
+#pragma unroll
+            for (int k = 0; k < N; k++) {
+                variance += (v[k] - mean) * (v[k] - mean);
+            }
         }
         rstd = 1.0f / sqrtf(warp_sum(variance) * per_channel + eps);
-        for (int64_t j = lane; j < c; j += WARP) {
-            y[i * c + j] = (row[j] - mean) * rstd * w[j] + b[j];
+        for (int64_t j = lane * N; j < c; j += WARP * N) {
+            float v[N], scale[N], shift[N];
+
+            load<N>(v, row + j);
+            load<N>(scale, w + j);
+            load<N>(shift, b + j);
+#pragma unroll
+            for (int k = 0; k < N; k++) {
+                v[k] = (v[k] - mean) * rstd * scale[k] + shift[k];
+            }
+            store<N>(&y[i * c + j], v);
         }
         if (lane == 0 && mean_out != NULL) {
             mean_out[i] = mean;
@@ -46,19 +66,32 @@ static __global__ void layernorm_kernel(int64_t m, int64_t c, const float *x, co
     }
 }
 
-static void layernorm(agglo_backend *be, const agglo_tensor *x, const agglo_tensor *w, const agglo_tensor *b, float eps,
-                      agglo_tensor *y, agglo_tensor *mean, agglo_tensor *rstd)
+template <typename T>
+static void layernorm_of(agglo_cuda *cuda, const agglo_tensor *x, const float *w, const float *b, float eps,
+                         agglo_tensor *y, float *mean, float *rstd)
 {
-    agglo_cuda *cuda = agglo_cuda_enter(be);
     int64_t c = x->shape[x->rank - 1], m = agglo_tensor_count(x) / c;
+    unsigned grid = agglo_cuda_grid(agglo_cuda_ceil_div(m, ROWS), MOST_GRID);
 
-    layernorm_kernel<<<agglo_cuda_grid(agglo_cuda_ceil_div(m, ROWS), MOST_GRID), BLOCK, 0, cuda->stream>>>(
-        m, c, input(x), input(w), input(b), eps, output(y), output(mean), output(rstd));
+    if (wide<T>(c, x->data, w, b, y->data)) {
+        layernorm_kernel<T, LANES(T)>
+            <<<grid, BLOCK, 0, cuda->stream>>>(m, c, input_of<T>(x), w, b, eps, output_of<T>(y), mean, rstd);
+    } else {
+        layernorm_kernel<T, 1>
+            <<<grid, BLOCK, 0, cuda->stream>>>(m, c, input_of<T>(x), w, b, eps, output_of<T>(y), mean, rstd);
+    }
     agglo_cuda_launched(cuda, "layernorm");
 }
 
-static __global__ void layernorm_bwd_kernel(int64_t m, int64_t c, const float *d_y, const float *x, const float *w,
-                                            const float *mean_in, const float *rstd_in, bool accumulate, float *d_x)
+static void layernorm(agglo_backend *be, const agglo_tensor *x, const agglo_tensor *w, const agglo_tensor *b, float eps,
+                      agglo_tensor *y, agglo_tensor *mean, agglo_tensor *rstd)
+{
+    BY_STORAGE(x, layernorm_of, agglo_cuda_enter(be), x, input(w), input(b), eps, y, output(mean), output(rstd));
+}
+
+template <typename T, int N>
+static __global__ void layernorm_bwd_kernel(int64_t m, int64_t c, const T *d_y, const T *x, const float *w,
+                                            const float *mean_in, const float *rstd_in, bool accumulate, T *d_x)
 {
     int lane = (int)threadIdx.x % WARP;
     float per_channel = 1.0f / (float)c;
@@ -66,75 +99,123 @@ static __global__ void layernorm_bwd_kernel(int64_t m, int64_t c, const float *d
     for (int64_t i = (int64_t)blockIdx.x * ROWS + threadIdx.x / WARP; i < m; i += (int64_t)gridDim.x * ROWS) {
         float mean = mean_in[i], rstd = rstd_in[i], sum_g = 0.0f, sum_gn = 0.0f;
 
-        for (int64_t j = lane; j < c; j += WARP) {
-            float n = (x[i * c + j] - mean) * rstd, g = d_y[i * c + j] * w[j];
+        for (int64_t j = lane * N; j < c; j += WARP * N) {
+            float v[N], d[N], scale[N];
 
-            sum_g += g;
-            sum_gn += g * n;
+            load<N>(v, &x[i * c + j]);
+            load<N>(d, &d_y[i * c + j]);
+            load<N>(scale, w + j);
+#pragma unroll
+            for (int k = 0; k < N; k++) {
+                float g = d[k] * scale[k];
+
+                sum_g += g;
+                sum_gn += g * ((v[k] - mean) * rstd);
+            }
         }
         sum_g = warp_sum(sum_g) * per_channel;
         sum_gn = warp_sum(sum_gn) * per_channel;
-        for (int64_t j = lane; j < c; j += WARP) {
-            float n = (x[i * c + j] - mean) * rstd;
-            float d = rstd * (d_y[i * c + j] * w[j] - sum_g - n * sum_gn);
+        for (int64_t j = lane * N; j < c; j += WARP * N) {
+            float v[N], d[N], scale[N];
 
-            d_x[i * c + j] = accumulate ? d_x[i * c + j] + d : d;
+            load<N>(v, &x[i * c + j]);
+            load<N>(d, &d_y[i * c + j]);
+            load<N>(scale, w + j);
+#pragma unroll
+            for (int k = 0; k < N; k++) {
+                d[k] = rstd * (d[k] * scale[k] - sum_g - (v[k] - mean) * rstd * sum_gn);
+            }
+            put<N>(&d_x[i * c + j], d, accumulate);
         }
     }
 }
 
 /* partial[chunk][2][c]: d_w, d_b */
-static __global__ void layernorm_params_kernel(int64_t m, int64_t c, int64_t chunk_rows, const float *d_y,
-                                               const float *x, const float *mean, const float *rstd, float *partial)
+template <typename T, int N>
+static __global__ void layernorm_params_kernel(int64_t m, int64_t c, int64_t chunk_rows, const T *d_y, const T *x,
+                                               const float *mean, const float *rstd, float *partial)
 {
-    __shared__ float sums_w[SUM_ROWS][WARP], sums_b[SUM_ROWS][WARP];
-    int64_t j = (int64_t)blockIdx.x * WARP + threadIdx.x;
+    __shared__ float sums_w[SUM_ROWS][WARP * N], sums_b[SUM_ROWS][WARP * N];
+    int64_t j = own_columns<N>();
     int64_t first = (int64_t)blockIdx.y * chunk_rows;
     int64_t end = first + chunk_rows < m ? first + chunk_rows : m;
-    float d_w = 0.0f, d_b = 0.0f;
+    float d_w[N] = {}, d_b[N] = {};
 
     if (j < c) {
         for (int64_t i = first + threadIdx.y; i < end; i += SUM_ROWS) {
-            float d = d_y[i * c + j];
+            float v[N], d[N], row_mean = mean[i], row_rstd = rstd[i];
 
-            d_w += d * ((x[i * c + j] - mean[i]) * rstd[i]);
-            d_b += d;
+            load<N>(v, &x[i * c + j]);
+            load<N>(d, &d_y[i * c + j]);
+#pragma unroll
+            for (int k = 0; k < N; k++) {
+                d_w[k] += d[k] * ((v[k] - row_mean) * row_rstd);
+                d_b[k] += d[k];
+            }
         }
     }
-    sums_w[threadIdx.y][threadIdx.x] = d_w;
-    sums_b[threadIdx.y][threadIdx.x] = d_b;
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        sums_w[threadIdx.y][k * WARP + threadIdx.x] = d_w[k];
+        sums_b[threadIdx.y][k * WARP + threadIdx.x] = d_b[k];
+    }
     __syncthreads();
     if (threadIdx.y == 0 && j < c) {
         for (int r = 1; r < SUM_ROWS; r++) {
-            d_w += sums_w[r][threadIdx.x];
-            d_b += sums_b[r][threadIdx.x];
+#pragma unroll
+            for (int k = 0; k < N; k++) {
+                d_w[k] += sums_w[r][k * WARP + threadIdx.x];
+                d_b[k] += sums_b[r][k * WARP + threadIdx.x];
+            }
         }
-        partial[2 * blockIdx.y * c + j] = d_w;
-        partial[(2 * blockIdx.y + 1) * c + j] = d_b;
+        store<N>(&partial[2 * blockIdx.y * c + j], d_w);
+        store<N>(&partial[(2 * blockIdx.y + 1) * c + j], d_b);
     }
 }
 
 /* The parameters' gradients first: d_x may be d_y. */
-static void layernorm_bwd(agglo_backend *be, const agglo_tensor *d_y, const agglo_tensor *x, const agglo_tensor *w,
-                          const agglo_tensor *mean, const agglo_tensor *rstd, bool accumulate, agglo_tensor *d_x,
-                          agglo_tensor *d_w, agglo_tensor *d_b)
+template <typename T, int N>
+static void layernorm_bwd_by(agglo_cuda *cuda, int64_t m, int64_t c, const T *d_y, const T *x, const float *w,
+                             const float *mean, const float *rstd, bool accumulate, T *d_x, float *d_w, float *d_b)
 {
-    agglo_cuda *cuda = agglo_cuda_enter(be);
-    int64_t c = x->shape[x->rank - 1], m = agglo_tensor_count(x) / c;
     agglo_cuda_chunks chunks = agglo_cuda_row_chunks(m);
     float *partial = (float *)agglo_cuda_reserve(cuda, (size_t)(2 * chunks.n * c) * sizeof(float));
-    dim3 grid((unsigned)agglo_cuda_ceil_div(c, WARP), (unsigned)chunks.n);
+    dim3 grid((unsigned)agglo_cuda_ceil_div(c / N, WARP), (unsigned)chunks.n);
 
     if (partial == NULL) {
         return;
     }
-    layernorm_params_kernel<<<grid, dim3(WARP, SUM_ROWS), 0, cuda->stream>>>(m, c, chunks.n_rows, input(d_y), input(x),
-                                                                             input(mean), input(rstd), partial);
+    layernorm_params_kernel<T, N>
+        <<<grid, dim3(WARP, SUM_ROWS), 0, cuda->stream>>>(m, c, chunks.n_rows, d_y, x, mean, rstd, partial);
     agglo_cuda_launched(cuda, "layernorm_bwd");
-    agglo_cuda_add_partials(cuda, chunks.n, c, output(d_w), c, output(d_b), partial);
-    layernorm_bwd_kernel<<<agglo_cuda_grid(agglo_cuda_ceil_div(m, ROWS), MOST_GRID), BLOCK, 0, cuda->stream>>>(
-        m, c, input(d_y), input(x), input(w), input(mean), input(rstd), accumulate, output(d_x));
+    agglo_cuda_add_partials(cuda, chunks.n, c, d_w, c, d_b, partial);
+    layernorm_bwd_kernel<T, N><<<agglo_cuda_grid(agglo_cuda_ceil_div(m, ROWS), MOST_GRID), BLOCK, 0, cuda->stream>>>(
+        m, c, d_y, x, w, mean, rstd, accumulate, d_x);
     agglo_cuda_launched(cuda, "layernorm_bwd");
+}
+
+template <typename T>
+static void layernorm_bwd_of(agglo_cuda *cuda, const agglo_tensor *d_y, const agglo_tensor *x, const float *w,
+                             const float *mean, const float *rstd, bool accumulate, agglo_tensor *d_x, float *d_w,
+                             float *d_b)
+{
+    int64_t c = x->shape[x->rank - 1], m = agglo_tensor_count(x) / c;
+
+    if (wide<T>(c, d_y->data, x->data, w, d_x->data)) {
+        layernorm_bwd_by<T, LANES(T)>(cuda, m, c, input_of<T>(d_y), input_of<T>(x), w, mean, rstd, accumulate,
+                                      output_of<T>(d_x), d_w, d_b);
+    } else {
+        layernorm_bwd_by<T, 1>(cuda, m, c, input_of<T>(d_y), input_of<T>(x), w, mean, rstd, accumulate,
+                               output_of<T>(d_x), d_w, d_b);
+    }
+}
+
+static void layernorm_bwd(agglo_backend *be, const agglo_tensor *d_y, const agglo_tensor *x, const agglo_tensor *w,
+                          const agglo_tensor *mean, const agglo_tensor *rstd, bool accumulate, agglo_tensor *d_x,
+                          agglo_tensor *d_w, agglo_tensor *d_b)
+{
+    BY_STORAGE(x, layernorm_bwd_of, agglo_cuda_enter(be), d_y, x, input(w), input(mean), input(rstd), accumulate, d_x,
+               output(d_w), output(d_b));
 }
 
 void agglo_cuda_norm_ops(agglo_backend_ops *ops)

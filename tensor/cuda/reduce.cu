@@ -1,12 +1,10 @@
-/* Sums over rows and over everything, in fixed order.
+/* Sums over rows, in fixed order.
  *
  *     column_sums    out[j] += sum_i a[i,j]            or sum_i a[i,j] b[i,j]       a, b [m,c]
- *     sum_squares    out[0] += sum_i x[i]^2                                       x [n]
  *
  * Two stages through scratch memory, no atomics. Column sums: the rows are cut into chunks by shape alone; a block of 32 x 8 threads takes
- * 32 columns of one chunk, each thread every eighth row in F32, eight threads meet in shared memory; then a thread per column adds the
- * chunks in order, in double. Sum of squares: a block per piece of 8192 elements, 32 per thread in F32, the tree above in double;
- * then one block adds the pieces in double.
+ * 32 columns (or vectors of them) of one chunk, each thread every eighth row in F32, eight threads meet in shared memory; then a thread per
+ * column adds the chunks in order, in double.
  * Bytes moved: the inputs once, and 4 bytes per column and chunk of at least 32 rows. Deterministic.
  */
 #include "tensor/cuda/kernels.cuh"
@@ -14,7 +12,6 @@
 #define SUM_ROWS    8
 #define LEAST_CHUNK 32
 #define MOST_CHUNKS 128
-#define PIECE       8192
 
 agglo_cuda_chunks agglo_cuda_row_chunks(int64_t m)
 {
@@ -26,27 +23,43 @@ agglo_cuda_chunks agglo_cuda_row_chunks(int64_t m)
     return out;
 }
 
-static __global__ void column_sums_kernel(int64_t m, int64_t c, int64_t chunk_rows, const float *a, const float *b,
+template <typename T, int N>
+static __global__ void column_sums_kernel(int64_t m, int64_t c, int64_t chunk_rows, const T *a, const T *b,
                                           float *partial)
 {
-    __shared__ float sums[SUM_ROWS][WARP];
-    int64_t j = (int64_t)blockIdx.x * WARP + threadIdx.x;
+    __shared__ float sums[SUM_ROWS][WARP * N];
+    int64_t j = own_columns<N>();
     int64_t first = (int64_t)blockIdx.y * chunk_rows;
     int64_t end = first + chunk_rows < m ? first + chunk_rows : m;
-    float sum = 0.0f;
+    float sum[N] = {};
 
     if (j < c) {
         for (int64_t i = first + threadIdx.y; i < end; i += SUM_ROWS) {
-            sum += b == NULL ? a[i * c + j] : a[i * c + j] * b[i * c + j];
+            float v[N], w[N];
+
+            load<N>(v, &a[i * c + j]);
+            if (b != NULL) {
+                load<N>(w, &b[i * c + j]);
+            }
+#pragma unroll
+            for (int k = 0; k < N; k++) {
+                sum[k] += b == NULL ? v[k] : v[k] * w[k];
+            }
         }
     }
-    sums[threadIdx.y][threadIdx.x] = sum;
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        sums[threadIdx.y][k * WARP + threadIdx.x] = sum[k];
+    }
     __syncthreads();
     if (threadIdx.y == 0 && j < c) {
         for (int r = 1; r < SUM_ROWS; r++) {
-            sum += sums[r][threadIdx.x];
+#pragma unroll
+            for (int k = 0; k < N; k++) {
+                sum[k] += sums[r][k * WARP + threadIdx.x];
+            }
         }
-        partial[blockIdx.y * c + j] = sum;
+        store<N>(&partial[blockIdx.y * c + j], sum);
     }
 }
 
@@ -72,67 +85,35 @@ void agglo_cuda_add_partials(agglo_cuda *cuda, int64_t n_chunks, int64_t n0, flo
     agglo_cuda_launched(cuda, "adding partial sums");
 }
 
-void agglo_cuda_column_sums(agglo_cuda *cuda, int64_t m, int64_t c, const float *a, const float *b, float *out)
+template <typename T>
+static void column_sums_of(agglo_cuda *cuda, int64_t m, int64_t c, const T *a, const T *b, float *out)
 {
     agglo_cuda_chunks chunks = agglo_cuda_row_chunks(m);
     float *partial = (float *)agglo_cuda_reserve(cuda, (size_t)(chunks.n * c) * sizeof(float));
-    dim3 grid((unsigned)agglo_cuda_ceil_div(c, WARP), (unsigned)chunks.n);
 
     if (partial == NULL) {
         return;
     }
-    column_sums_kernel<<<grid, dim3(WARP, SUM_ROWS), 0, cuda->stream>>>(m, c, chunks.n_rows, a, b, partial);
+    if (wide<T>(c, a, b)) {
+        dim3 grid((unsigned)agglo_cuda_ceil_div(c / LANES(T), WARP), (unsigned)chunks.n);
+
+        column_sums_kernel<T, LANES(T)>
+            <<<grid, dim3(WARP, SUM_ROWS), 0, cuda->stream>>>(m, c, chunks.n_rows, a, b, partial);
+    } else {
+        dim3 grid((unsigned)agglo_cuda_ceil_div(c, WARP), (unsigned)chunks.n);
+
+        column_sums_kernel<T, 1><<<grid, dim3(WARP, SUM_ROWS), 0, cuda->stream>>>(m, c, chunks.n_rows, a, b, partial);
+    }
     agglo_cuda_launched(cuda, "column sums");
     agglo_cuda_add_partials(cuda, chunks.n, c, out, 0, NULL, partial);
 }
 
-static __global__ void sum_squares_kernel(int64_t n, int64_t n_pieces, const float *x, double *partial)
+void agglo_cuda_column_sums(agglo_cuda *cuda, agglo_dtype dtype, int64_t m, int64_t c, const void *a, const void *b,
+                            float *out)
 {
-    for (int64_t piece = blockIdx.x; piece < n_pieces; piece += gridDim.x) {
-        int64_t first = piece * PIECE, end = first + PIECE < n ? first + PIECE : n;
-        float sum = 0.0f;
-        double total;
-
-        for (int64_t i = first + threadIdx.x; i < end; i += BLOCK) {
-            sum += x[i] * x[i];
-        }
-        total = block_sum((double)sum);
-        if (threadIdx.x == 0) {
-            partial[piece] = total;
-        }
+    if (dtype == AGGLO_BF16) {
+        column_sums_of(cuda, m, c, (const __nv_bfloat16 *)a, (const __nv_bfloat16 *)b, out);
+    } else {
+        column_sums_of(cuda, m, c, (const float *)a, (const float *)b, out);
     }
-}
-
-static __global__ void add_pieces_kernel(int64_t n_pieces, const double *partial, float *out)
-{
-    double sum = 0.0;
-
-    for (int64_t i = threadIdx.x; i < n_pieces; i += blockDim.x) {
-        sum += partial[i];
-    }
-    sum = block_sum(sum);
-    if (threadIdx.x == 0) {
-        *out = (float)((double)*out + sum);
-    }
-}
-
-static void sum_squares(agglo_backend *be, const agglo_tensor *x, agglo_tensor *out)
-{
-    agglo_cuda *cuda = agglo_cuda_enter(be);
-    int64_t n = agglo_tensor_count(x), n_pieces = agglo_cuda_ceil_div(n, PIECE);
-    double *partial = (double *)agglo_cuda_reserve(cuda, (size_t)n_pieces * sizeof(double));
-
-    if (partial == NULL) {
-        return;
-    }
-    sum_squares_kernel<<<agglo_cuda_grid(n_pieces, MOST_GRID), BLOCK, 0, cuda->stream>>>(n, n_pieces, input(x),
-                                                                                         partial);
-    agglo_cuda_launched(cuda, "sum_squares");
-    add_pieces_kernel<<<1, 1024, 0, cuda->stream>>>(n_pieces, partial, output(out));
-    agglo_cuda_launched(cuda, "sum_squares");
-}
-
-void agglo_cuda_reduce_ops(agglo_backend_ops *ops)
-{
-    ops->sum_squares = sum_squares;
 }

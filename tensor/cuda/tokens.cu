@@ -1,16 +1,17 @@
 /* Moving tokens: pixels to patch vectors, prefix tokens and positions, slices, means, resampling of feature maps.
  *
- *     patchify           u8 [B,H,W,3] -> [B,(H/p)(W/p),3pp], (v / 255 - mean) / std          5 bytes an element
- *     tokens_join        prefix [P,C] and patches [B,n,C] + pos -> [B,P+n,C]                  12
- *     tokens_slice       rows first.. of [B,n,C], and back                                     8
- *     tokens_mean        [B,n,C] -> [B,C], and back                                            4
- *     resize_bilinear    [B,h,w,C] -> [B,H,W,C], align_corners = false, and back               8, reads from cache
+ *     patchify           u8 [B,H,W,3] -> [B,(H/p)(W/p),3pp], (v / 255 - mean) / std          1 byte in, one element out
+ *     tokens_join        prefix [P,C] and patches [B,n,C] + pos -> [B,P+n,C]                  3 accesses an element
+ *     tokens_slice       rows first.. of [B,n,C], and back                                     2
+ *     tokens_mean        [B,n,C] -> [B,C], and back                                            1
+ *     resize_bilinear    [B,h,w,C] -> [B,H,W,C], align_corners = false, and back               2, reads from cache
  *
- * Mapping: channels on x, tokens (or pixels of a map) on y, images on z (kernels.cuh); a thread keeps its channel. Sums over images
- * and tokens are one thread's, in order. The backward pass of resampling gathers: a thread visits the outputs that can read its pixel, a
- * range that integer arithmetic bounds from outside, and asks agglo_bilinear_at of each, as the forward pass did.
- * Numerics: F32; patchify in exactly the order of ops.h with correctly rounded operations, so that pixels are the same bytes on every
- * backend. Deterministic, no atomics.
+ * Mapping: channels on x, tokens (or pixels of a map) on y, images on z (kernels.cuh); a thread keeps its channel, or its 16 bytes of
+ * them where aligned (patchify: one). Sums over images and tokens are one thread's, in order. The backward pass of resampling gathers: a
+ * thread visits the outputs that can read its pixel, a range that integer arithmetic bounds from outside, and asks agglo_bilinear_at of each,
+ * as the forward pass did.
+ * Numerics: F32 between load and store; patchify in exactly the order of ops.h with correctly rounded operations, so that pixels are the
+ * same bytes on every backend. Deterministic, no atomics.
  */
 #include "tensor/cuda/kernels.cuh"
 
@@ -20,8 +21,9 @@ typedef struct pixel_scale {
     float mean[3], std[3];
 } pixel_scale;
 
+template <typename T>
 static __global__ void patchify_kernel(int64_t batch, int64_t height, int64_t width, int patch, pixel_scale scale,
-                                       const uint8_t *pixels, float *patches)
+                                       const uint8_t *pixels, T *patches)
 {
     int64_t j = own_column(), grid_w = width / patch, n = height / patch * grid_w, size = (int64_t)3 * patch * patch;
     int channel, y, x;
@@ -42,34 +44,43 @@ static __global__ void patchify_kernel(int64_t batch, int64_t height, int64_t wi
             int64_t row = i / grid_w * patch + y, column = i % grid_w * patch + x;
             float v = (float)pixels[((b * height + row) * width + column) * 3 + channel];
 
-            patches[(b * n + i) * size + j] = __fdiv_rn(__fsub_rn(__fdiv_rn(v, 255.0f), mean), std);
+            v = __fdiv_rn(__fsub_rn(__fdiv_rn(v, 255.0f), mean), std);
+            store<1>(&patches[(b * n + i) * size + j], &v);
         }
     }
+}
+
+template <typename T>
+static void patchify_of(agglo_cuda *cuda, const agglo_tensor *pixels, pixel_scale scale, int patch,
+                        agglo_tensor *patches)
+{
+    int64_t batch = pixels->shape[0], height = pixels->shape[1], width = pixels->shape[2];
+    int64_t size = (int64_t)3 * patch * patch;
+
+    patchify_kernel<T><<<row_grid(batch, height / patch * (width / patch), size), row_block(size), 0, cuda->stream>>>(
+        batch, height, width, patch, scale, (const uint8_t *)pixels->data, output_of<T>(patches));
+    agglo_cuda_launched(cuda, "patchify");
 }
 
 static void patchify(agglo_backend *be, const agglo_tensor *pixels, const float mean[3], const float std[3], int patch,
                      agglo_tensor *patches)
 {
-    agglo_cuda *cuda = agglo_cuda_enter(be);
-    int64_t batch = pixels->shape[0], height = pixels->shape[1], width = pixels->shape[2];
-    int64_t size = (int64_t)3 * patch * patch;
     pixel_scale scale;
 
     for (int c = 0; c < 3; c++) {
         scale.mean[c] = mean[c];
         scale.std[c] = std[c];
     }
-    patchify_kernel<<<row_grid(batch, height / patch * (width / patch), size), row_block(size), 0, cuda->stream>>>(
-        batch, height, width, patch, scale, (const uint8_t *)pixels->data, output(patches));
-    agglo_cuda_launched(cuda, "patchify");
+    BY_STORAGE(patches, patchify_of, agglo_cuda_enter(be), pixels, scale, patch, patches);
 }
 
 /* ---- join ---- */
 
+template <typename T, int N>
 static __global__ void tokens_join_kernel(int64_t batch, int64_t n_prefix, int64_t n, int64_t c, const float *prefix,
-                                          const float *x, const float *pos, int64_t pos_stride, float *y)
+                                          const T *x, const float *pos, int64_t pos_stride, T *y)
 {
-    int64_t j = own_column();
+    int64_t j = own_columns<N>();
 
     if (j >= c) {
         return;
@@ -79,15 +90,21 @@ static __global__ void tokens_join_kernel(int64_t batch, int64_t n_prefix, int64
         ROW_LOOP(t, n_prefix + n)
         {
             int64_t i = t - n_prefix;
-            float v;
+            float v[N], p[N];
 
             if (i < 0) {
-                v = prefix[t * c + j];
+                load<N>(v, &prefix[t * c + j]);
             } else {
-                v = x[(b * n + i) * c + j];
-                v = pos == NULL ? v : v + pos[b * pos_stride + i * c + j];
+                load<N>(v, &x[(b * n + i) * c + j]);
             }
-            y[(b * (n_prefix + n) + t) * c + j] = v;
+            if (i >= 0 && pos != NULL) {
+                load<N>(p, &pos[b * pos_stride + i * c + j]);
+#pragma unroll
+                for (int k = 0; k < N; k++) {
+                    v[k] += p[k];
+                }
+            }
+            store<N>(&y[(b * (n_prefix + n) + t) * c + j], v);
         }
     }
 }
@@ -104,23 +121,37 @@ static int64_t stride_of_positions(const agglo_tensor *pos, int64_t batch, int64
     return batch > 1 && agglo_tensor_count(pos) / c == batch * n ? n * c : 0;
 }
 
-static void tokens_join(agglo_backend *be, const agglo_tensor *prefix, const agglo_tensor *patches,
-                        const agglo_tensor *pos, agglo_tensor *y)
+template <typename T>
+static void tokens_join_of(agglo_cuda *cuda, const float *prefix, const agglo_tensor *patches, const agglo_tensor *pos,
+                           agglo_tensor *y)
 {
-    agglo_cuda *cuda = agglo_cuda_enter(be);
     int64_t batch = y->shape[0], total = y->shape[1], c = y->shape[2], n = patches->shape[1];
+    int64_t stride = stride_of_positions(pos, batch, n);
 
-    tokens_join_kernel<<<row_grid(batch, total, c), row_block(c), 0, cuda->stream>>>(
-        batch, total - n, n, c, input(prefix), input(patches), input(pos), stride_of_positions(pos, batch, n),
-        output(y));
+    if (wide<T>(c, prefix, patches->data, input(pos), y->data)) {
+        int64_t groups = c / LANES(T);
+
+        tokens_join_kernel<T, LANES(T)><<<row_grid(batch, total, groups), row_block(groups), 0, cuda->stream>>>(
+            batch, total - n, n, c, prefix, input_of<T>(patches), input(pos), stride, output_of<T>(y));
+    } else {
+        tokens_join_kernel<T, 1><<<row_grid(batch, total, c), row_block(c), 0, cuda->stream>>>(
+            batch, total - n, n, c, prefix, input_of<T>(patches), input(pos), stride, output_of<T>(y));
+    }
     agglo_cuda_launched(cuda, "tokens_join");
 }
 
-/* A thread per (token's place, channel), over the images in order. */
-static __global__ void tokens_join_bwd_kernel(int64_t batch, int64_t n_prefix, int64_t n, int64_t c, const float *d_y,
-                                              float *d_prefix, float *d_patches, float *d_pos, int64_t pos_stride)
+static void tokens_join(agglo_backend *be, const agglo_tensor *prefix, const agglo_tensor *patches,
+                        const agglo_tensor *pos, agglo_tensor *y)
 {
-    int64_t j = own_column(), total = n_prefix + n;
+    BY_STORAGE(y, tokens_join_of, agglo_cuda_enter(be), input(prefix), patches, pos, y);
+}
+
+/* A thread per (token's place, channels), over the images in order. */
+template <typename T, int N>
+static __global__ void tokens_join_bwd_kernel(int64_t batch, int64_t n_prefix, int64_t n, int64_t c, const T *d_y,
+                                              float *d_prefix, T *d_patches, float *d_pos, int64_t pos_stride)
+{
+    int64_t j = own_columns<N>(), total = n_prefix + n;
 
     if (j >= c) {
         return;
@@ -129,33 +160,56 @@ static __global__ void tokens_join_bwd_kernel(int64_t batch, int64_t n_prefix, i
     {
         int64_t i = t - n_prefix;
         float *sum_to = i >= 0 ? d_pos : d_prefix;
-        float sum = 0.0f;
+        float sum[N] = {};
 
         if (sum_to != NULL) {
             sum_to += (i >= 0 ? i : t) * c + j;
         }
         for (int64_t b = 0; b < batch; b++) {
-            float d = d_y[(b * total + t) * c + j];
+            float d[N];
 
-            sum += d;
+            load<N>(d, &d_y[(b * total + t) * c + j]);
+#pragma unroll
+            for (int k = 0; k < N; k++) {
+                sum[k] += d[k];
+            }
             if (i >= 0 && d_patches != NULL) {
-                d_patches[(b * n + i) * c + j] = d;
+                store<N>(&d_patches[(b * n + i) * c + j], d);
             }
             if (i >= 0 && d_pos != NULL && pos_stride > 0) {
-                sum_to[b * pos_stride] += d;
+                put<N>(&sum_to[b * pos_stride], d, true);
             }
         }
         if (sum_to != NULL && (i < 0 || pos_stride == 0)) {
-            *sum_to += sum;
+            put<N>(sum_to, sum, true);
         }
     }
+}
+
+template <typename T>
+static void tokens_join_bwd_of(agglo_cuda *cuda, int64_t n, const agglo_tensor *d_y, float *d_prefix,
+                               agglo_tensor *d_patches, agglo_tensor *d_pos)
+{
+    int64_t batch = d_y->shape[0], total = d_y->shape[1], c = d_y->shape[2];
+    int64_t stride = stride_of_positions(d_pos, batch, n);
+    T *to = output_of<T>(d_patches);
+
+    if (wide<T>(c, d_y->data, d_prefix, to, output(d_pos))) {
+        int64_t groups = c / LANES(T);
+
+        tokens_join_bwd_kernel<T, LANES(T)><<<row_grid(1, total, groups), row_block(groups), 0, cuda->stream>>>(
+            batch, total - n, n, c, input_of<T>(d_y), d_prefix, to, output(d_pos), stride);
+    } else {
+        tokens_join_bwd_kernel<T, 1><<<row_grid(1, total, c), row_block(c), 0, cuda->stream>>>(
+            batch, total - n, n, c, input_of<T>(d_y), d_prefix, to, output(d_pos), stride);
+    }
+    agglo_cuda_launched(cuda, "tokens_join_bwd");
 }
 
 static void tokens_join_bwd(agglo_backend *be, const agglo_tensor *d_y, agglo_tensor *d_prefix, agglo_tensor *d_patches,
                             agglo_tensor *d_pos)
 {
-    agglo_cuda *cuda = agglo_cuda_enter(be);
-    int64_t batch = d_y->shape[0], total = d_y->shape[1], c = d_y->shape[2], n = 0;
+    int64_t total = d_y->shape[1], c = d_y->shape[2], n = 0;
 
     if (d_prefix != NULL) {
         n = total - agglo_tensor_count(d_prefix) / c;
@@ -164,19 +218,17 @@ static void tokens_join_bwd(agglo_backend *be, const agglo_tensor *d_y, agglo_te
     } else if (d_pos != NULL) {
         n = d_pos->shape[d_pos->rank - 2];
     }
-    tokens_join_bwd_kernel<<<row_grid(1, total, c), row_block(c), 0, cuda->stream>>>(
-        batch, total - n, n, c, input(d_y), output(d_prefix), output(d_patches), output(d_pos),
-        stride_of_positions(d_pos, batch, n));
-    agglo_cuda_launched(cuda, "tokens_join_bwd");
+    BY_STORAGE(d_y, tokens_join_bwd_of, agglo_cuda_enter(be), n, d_y, output(d_prefix), d_patches, d_pos);
 }
 
 /* ---- slice ---- */
 
 /* to[b, to_first + i] (+)= from[b, from_first + i] for n rows of images of to_total and from_total rows. */
-static __global__ void slice_kernel(int64_t batch, int64_t n, int64_t c, const float *from, int64_t from_total,
-                                    int64_t from_first, float *to, int64_t to_total, int64_t to_first, bool accumulate)
+template <typename T, int N>
+static __global__ void slice_kernel(int64_t batch, int64_t n, int64_t c, const T *from, int64_t from_total,
+                                    int64_t from_first, T *to, int64_t to_total, int64_t to_first, bool accumulate)
 {
-    int64_t j = own_column();
+    int64_t j = own_columns<N>();
 
     if (j >= c) {
         return;
@@ -185,40 +237,51 @@ static __global__ void slice_kernel(int64_t batch, int64_t n, int64_t c, const f
     {
         ROW_LOOP(i, n)
         {
-            float v = from[(b * from_total + from_first + i) * c + j];
-            float *at = &to[(b * to_total + to_first + i) * c + j];
+            float v[N];
 
-            *at = accumulate ? *at + v : v;
+            load<N>(v, &from[(b * from_total + from_first + i) * c + j]);
+            put<N>(&to[(b * to_total + to_first + i) * c + j], v, accumulate);
         }
     }
 }
 
+template <typename T>
+static void slice_of(agglo_cuda *cuda, int64_t batch, int64_t n, int64_t c, const agglo_tensor *from,
+                     int64_t from_first, agglo_tensor *to, int64_t to_first, bool accumulate, const char *what)
+{
+    if (wide<T>(c, from->data, to->data)) {
+        int64_t groups = c / LANES(T);
+
+        slice_kernel<T, LANES(T)><<<row_grid(batch, n, groups), row_block(groups), 0, cuda->stream>>>(
+            batch, n, c, input_of<T>(from), from->shape[1], from_first, output_of<T>(to), to->shape[1], to_first,
+            accumulate);
+    } else {
+        slice_kernel<T, 1><<<row_grid(batch, n, c), row_block(c), 0, cuda->stream>>>(
+            batch, n, c, input_of<T>(from), from->shape[1], from_first, output_of<T>(to), to->shape[1], to_first,
+            accumulate);
+    }
+    agglo_cuda_launched(cuda, what);
+}
+
 static void tokens_slice(agglo_backend *be, const agglo_tensor *x, int64_t first, agglo_tensor *y)
 {
-    agglo_cuda *cuda = agglo_cuda_enter(be);
-    int64_t batch = y->shape[0], n = y->shape[1], c = y->shape[2];
-
-    slice_kernel<<<row_grid(batch, n, c), row_block(c), 0, cuda->stream>>>(batch, n, c, input(x), x->shape[1], first,
-                                                                           output(y), n, 0, false);
-    agglo_cuda_launched(cuda, "tokens_slice");
+    BY_STORAGE(x, slice_of, agglo_cuda_enter(be), y->shape[0], y->shape[1], y->shape[2], x, first, y, 0, false,
+               "tokens_slice");
 }
 
 static void tokens_slice_bwd(agglo_backend *be, const agglo_tensor *d_y, int64_t first, bool accumulate,
                              agglo_tensor *d_x)
 {
-    agglo_cuda *cuda = agglo_cuda_enter(be);
-    int64_t batch = d_y->shape[0], n = d_y->shape[1], c = d_y->shape[2];
-
-    slice_kernel<<<row_grid(batch, n, c), row_block(c), 0, cuda->stream>>>(batch, n, c, input(d_y), n, 0, output(d_x),
-                                                                           d_x->shape[1], first, accumulate);
-    agglo_cuda_launched(cuda, "tokens_slice_bwd");
+    BY_STORAGE(d_y, slice_of, agglo_cuda_enter(be), d_y->shape[0], d_y->shape[1], d_y->shape[2], d_y, 0, d_x, first,
+               accumulate, "tokens_slice_bwd");
 }
 
 /* ---- mean ---- */
 
-static __global__ void tokens_mean_kernel(int64_t batch, int64_t n, int64_t c, const float *x, float *y)
+template <typename T, int N>
+static __global__ void tokens_mean_kernel(int64_t batch, int64_t n, int64_t c, const T *x, T *y)
 {
-    int64_t j = own_column();
+    int64_t j = own_columns<N>();
     float inverse = 1.0f / (float)n;
 
     if (j >= c) {
@@ -226,28 +289,51 @@ static __global__ void tokens_mean_kernel(int64_t batch, int64_t n, int64_t c, c
     }
     ROW_LOOP(b, batch)
     {
-        float sum = 0.0f;
+        float sum[N] = {};
 
         for (int64_t i = 0; i < n; i++) {
-            sum += x[(b * n + i) * c + j];
+            float v[N];
+
+            load<N>(v, &x[(b * n + i) * c + j]);
+#pragma unroll
+            for (int k = 0; k < N; k++) {
+                sum[k] += v[k];
+            }
         }
-        y[b * c + j] = sum * inverse;
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            sum[k] *= inverse;
+        }
+        store<N>(&y[b * c + j], sum);
     }
+}
+
+template <typename T> static void tokens_mean_of(agglo_cuda *cuda, const agglo_tensor *x, agglo_tensor *y)
+{
+    int64_t batch = x->shape[0], n = x->shape[1], c = x->shape[2];
+
+    if (wide<T>(c, x->data, y->data)) {
+        int64_t groups = c / LANES(T);
+
+        tokens_mean_kernel<T, LANES(T)><<<row_grid(1, batch, groups), row_block(groups), 0, cuda->stream>>>(
+            batch, n, c, input_of<T>(x), output_of<T>(y));
+    } else {
+        tokens_mean_kernel<T, 1>
+            <<<row_grid(1, batch, c), row_block(c), 0, cuda->stream>>>(batch, n, c, input_of<T>(x), output_of<T>(y));
+    }
+    agglo_cuda_launched(cuda, "tokens_mean");
 }
 
 static void tokens_mean(agglo_backend *be, const agglo_tensor *x, agglo_tensor *y)
 {
-    agglo_cuda *cuda = agglo_cuda_enter(be);
-    int64_t batch = x->shape[0], n = x->shape[1], c = x->shape[2];
-
-    tokens_mean_kernel<<<row_grid(1, batch, c), row_block(c), 0, cuda->stream>>>(batch, n, c, input(x), output(y));
-    agglo_cuda_launched(cuda, "tokens_mean");
+    BY_STORAGE(x, tokens_mean_of, agglo_cuda_enter(be), x, y);
 }
 
-static __global__ void tokens_mean_bwd_kernel(int64_t batch, int64_t n, int64_t c, const float *d_y, bool accumulate,
-                                              float *d_x)
+template <typename T, int N>
+static __global__ void tokens_mean_bwd_kernel(int64_t batch, int64_t n, int64_t c, const T *d_y, bool accumulate,
+                                              T *d_x)
 {
-    int64_t j = own_column();
+    int64_t j = own_columns<N>();
     float inverse = 1.0f / (float)n;
 
     if (j >= c) {
@@ -255,25 +341,46 @@ static __global__ void tokens_mean_bwd_kernel(int64_t batch, int64_t n, int64_t 
     }
     PLANE_LOOP(b, batch)
     {
-        float d = d_y[b * c + j] * inverse;
+        float d[N];
 
+        load<N>(d, &d_y[b * c + j]);
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            d[k] *= inverse;
+        }
         ROW_LOOP(i, n)
         {
-            float *at = &d_x[(b * n + i) * c + j];
+            float v[N];
 
-            *at = accumulate ? *at + d : d;
+#pragma unroll
+            for (int k = 0; k < N; k++) {
+                v[k] = d[k];
+            }
+            put<N>(&d_x[(b * n + i) * c + j], v, accumulate);
         }
     }
 }
 
-static void tokens_mean_bwd(agglo_backend *be, const agglo_tensor *d_y, bool accumulate, agglo_tensor *d_x)
+template <typename T>
+static void tokens_mean_bwd_of(agglo_cuda *cuda, const agglo_tensor *d_y, bool accumulate, agglo_tensor *d_x)
 {
-    agglo_cuda *cuda = agglo_cuda_enter(be);
     int64_t batch = d_x->shape[0], n = d_x->shape[1], c = d_x->shape[2];
 
-    tokens_mean_bwd_kernel<<<row_grid(batch, n, c), row_block(c), 0, cuda->stream>>>(batch, n, c, input(d_y),
-                                                                                     accumulate, output(d_x));
+    if (wide<T>(c, d_y->data, d_x->data)) {
+        int64_t groups = c / LANES(T);
+
+        tokens_mean_bwd_kernel<T, LANES(T)><<<row_grid(batch, n, groups), row_block(groups), 0, cuda->stream>>>(
+            batch, n, c, input_of<T>(d_y), accumulate, output_of<T>(d_x));
+    } else {
+        tokens_mean_bwd_kernel<T, 1><<<row_grid(batch, n, c), row_block(c), 0, cuda->stream>>>(
+            batch, n, c, input_of<T>(d_y), accumulate, output_of<T>(d_x));
+    }
     agglo_cuda_launched(cuda, "tokens_mean_bwd");
+}
+
+static void tokens_mean_bwd(agglo_backend *be, const agglo_tensor *d_y, bool accumulate, agglo_tensor *d_x)
+{
+    BY_STORAGE(d_y, tokens_mean_bwd_of, agglo_cuda_enter(be), d_y, accumulate, d_x);
 }
 
 /* ---- resampling ---- */
@@ -295,37 +402,55 @@ static map_sizes sizes_of(const agglo_tensor *in, const agglo_tensor *out)
     return s;
 }
 
-static __global__ void resize_kernel(map_sizes s, const float *x, float *y)
+template <typename T, int N> static __global__ void resize_kernel(map_sizes s, const T *x, T *y)
 {
-    int64_t j = own_column();
+    int64_t j = own_columns<N>();
 
     if (j >= s.c) {
         return;
     }
     PLANE_LOOP(b, s.batch)
     {
-        const float *map = x + b * s.h_in * s.w_in * s.c + j;
+        const T *map = x + b * s.h_in * s.w_in * s.c + j;
 
         ROW_LOOP(i, s.h_out * s.w_out)
         {
             agglo_bilinear v = agglo_bilinear_at(i / s.w_out, s.h_in, s.h_out);
             agglo_bilinear u = agglo_bilinear_at(i % s.w_out, s.w_in, s.w_out);
-            const float *row0 = map + v.i0 * s.w_in * s.c, *row1 = map + v.i1 * s.w_in * s.c;
+            const T *row0 = map + v.i0 * s.w_in * s.c, *row1 = map + v.i1 * s.w_in * s.c;
+            float v00[N], v01[N], v10[N], v11[N];
 
-            y[(b * s.h_out * s.w_out + i) * s.c + j] = v.w0 * (u.w0 * row0[u.i0 * s.c] + u.w1 * row0[u.i1 * s.c]) +
-                                                       v.w1 * (u.w0 * row1[u.i0 * s.c] + u.w1 * row1[u.i1 * s.c]);
+            load<N>(v00, row0 + u.i0 * s.c);
+            load<N>(v01, row0 + u.i1 * s.c);
+            load<N>(v10, row1 + u.i0 * s.c);
+            load<N>(v11, row1 + u.i1 * s.c);
+#pragma unroll
+            for (int k = 0; k < N; k++) {
+                v00[k] = v.w0 * (u.w0 * v00[k] + u.w1 * v01[k]) + v.w1 * (u.w0 * v10[k] + u.w1 * v11[k]);
+            }
+            store<N>(&y[(b * s.h_out * s.w_out + i) * s.c + j], v00);
         }
     }
 }
 
+template <typename T> static void resize_of(agglo_cuda *cuda, const agglo_tensor *x, agglo_tensor *y)
+{
+    map_sizes s = sizes_of(x, y);
+    int64_t n = s.h_out * s.w_out, groups = s.c / LANES(T);
+
+    if (wide<T>(s.c, x->data, y->data)) {
+        resize_kernel<T, LANES(T)>
+            <<<row_grid(s.batch, n, groups), row_block(groups), 0, cuda->stream>>>(s, input_of<T>(x), output_of<T>(y));
+    } else {
+        resize_kernel<T, 1>
+            <<<row_grid(s.batch, n, s.c), row_block(s.c), 0, cuda->stream>>>(s, input_of<T>(x), output_of<T>(y));
+    }
+    agglo_cuda_launched(cuda, "resize_bilinear");
+}
+
 static void resize_bilinear(agglo_backend *be, const agglo_tensor *x, agglo_tensor *y)
 {
-    agglo_cuda *cuda = agglo_cuda_enter(be);
-    map_sizes s = sizes_of(x, y);
-
-    resize_kernel<<<row_grid(s.batch, s.h_out * s.w_out, s.c), row_block(s.c), 0, cuda->stream>>>(s, input(x),
-                                                                                                  output(y));
-    agglo_cuda_launched(cuda, "resize_bilinear");
+    BY_STORAGE(x, resize_of, agglo_cuda_enter(be), x, y);
 }
 
 /* Outputs first..last are all that may read input i, and some that do not: those with i - 1 <= s < i + 1 where
@@ -353,9 +478,10 @@ static __device__ inline float weight_of(int64_t i, int64_t o, int64_t n_in, int
     return (at.i0 == i ? at.w0 : 0.0f) + (at.i1 == i ? at.w1 : 0.0f);
 }
 
-static __global__ void resize_bwd_kernel(map_sizes s, const float *d_y, bool accumulate, float *d_x)
+template <typename T, int N>
+static __global__ void resize_bwd_kernel(map_sizes s, const T *d_y, bool accumulate, T *d_x)
 {
-    int64_t j = own_column();
+    int64_t j = own_columns<N>();
 
     if (j >= s.c) {
         return;
@@ -366,37 +492,52 @@ static __global__ void resize_bwd_kernel(map_sizes s, const float *d_y, bool acc
         {
             int64_t iy = i / s.w_in, ix = i % s.w_in;
             readers v = readers_of(iy, s.h_in, s.h_out), u = readers_of(ix, s.w_in, s.w_out);
-            float *at = &d_x[(b * s.h_in * s.w_in + i) * s.c + j];
-            float sum = 0.0f;
+            float sum[N] = {};
 
             for (int64_t oy = v.first; oy <= v.last; oy++) {
-                const float *row = d_y + (b * s.h_out + oy) * s.w_out * s.c + j;
+                const T *row = d_y + (b * s.h_out + oy) * s.w_out * s.c + j;
                 float wy = weight_of(iy, oy, s.h_in, s.h_out);
 
                 if (wy == 0.0f) {
                     continue;
                 }
                 for (int64_t ox = u.first; ox <= u.last; ox++) {
-                    float wx = weight_of(ix, ox, s.w_in, s.w_out);
+                    float wx = weight_of(ix, ox, s.w_in, s.w_out), d[N];
 
-                    if (wx != 0.0f) {
-                        sum += wy * wx * row[ox * s.c];
+                    if (wx == 0.0f) {
+                        continue;
+                    }
+                    load<N>(d, row + ox * s.c);
+#pragma unroll
+                    for (int k = 0; k < N; k++) {
+                        sum[k] += wy * wx * d[k];
                     }
                 }
             }
-            *at = accumulate ? *at + sum : sum;
+            put<N>(&d_x[(b * s.h_in * s.w_in + i) * s.c + j], sum, accumulate);
         }
     }
 }
 
+template <typename T>
+static void resize_bwd_of(agglo_cuda *cuda, const agglo_tensor *d_y, bool accumulate, agglo_tensor *d_x)
+{
+    map_sizes s = sizes_of(d_x, d_y);
+    int64_t n = s.h_in * s.w_in, groups = s.c / LANES(T);
+
+    if (wide<T>(s.c, d_y->data, d_x->data)) {
+        resize_bwd_kernel<T, LANES(T)><<<row_grid(s.batch, n, groups), row_block(groups), 0, cuda->stream>>>(
+            s, input_of<T>(d_y), accumulate, output_of<T>(d_x));
+    } else {
+        resize_bwd_kernel<T, 1><<<row_grid(s.batch, n, s.c), row_block(s.c), 0, cuda->stream>>>(
+            s, input_of<T>(d_y), accumulate, output_of<T>(d_x));
+    }
+    agglo_cuda_launched(cuda, "resize_bilinear_bwd");
+}
+
 static void resize_bilinear_bwd(agglo_backend *be, const agglo_tensor *d_y, bool accumulate, agglo_tensor *d_x)
 {
-    agglo_cuda *cuda = agglo_cuda_enter(be);
-    map_sizes s = sizes_of(d_x, d_y);
-
-    resize_bwd_kernel<<<row_grid(s.batch, s.h_in * s.w_in, s.c), row_block(s.c), 0, cuda->stream>>>(
-        s, input(d_y), accumulate, output(d_x));
-    agglo_cuda_launched(cuda, "resize_bilinear_bwd");
+    BY_STORAGE(d_y, resize_bwd_of, agglo_cuda_enter(be), d_y, accumulate, d_x);
 }
 
 void agglo_cuda_tokens_ops(agglo_backend_ops *ops)

@@ -69,16 +69,26 @@ static const agglo_op_case cases[] = {
     PARITY(&attention_bwd, F32, 0, 1, 4160, 1, 8),
     PARITY(&attention_bwd, BF16, 0, 1, 1025, 1, 16),
 
-    BENCH(&attention, F32, 0, "ViT-B", EACH(1), 197, 12, 64),
-    BENCH(&attention, F32, AGGLO_OP_LSE, "ViT-B in training", EACH(1), 197, 12, 64),
-    BENCH(&attention, F32, 0, "ViT-L", EACH(1), 197, 16, 64),
-    BENCH(&attention, F32, 0, "ViT-Ti", EACH(1), 197, 3, 64),
-    BENCH(&attention, F32, 0, "SAM-B, 25 windows", 25, 196, 12, 64),
-    BENCH(&attention, F32, 0, "SAM-H, 25 windows", 25, 196, 16, 80),
-    BENCH(&attention, F32, 0, "SAM-B, whole picture", 1, 4096, 12, 64),
-    BENCH(&attention_bwd, F32, 0, "ViT-B", EACH(1), 197, 12, 64),
-    BENCH(&attention_bwd, F32, 0, "ViT-L", EACH(1), 197, 16, 64),
-    BENCH(&attention_bwd, F32, 0, "ViT-Ti", EACH(1), 197, 3, 64),
+    /* a tile's edges, and head sizes that are padded or loaded one by one in BF16 */
+    PARITY(&attention, BF16, AGGLO_OP_LSE, 3, 63, 2, 32),
+    PARITY(&attention, BF16, AGGLO_OP_LSE, 2, 64, 2, 64),
+    PARITY(&attention, BF16, AGGLO_OP_LSE, 1, 129, 2, 96),
+    PARITY(&attention, BF16, AGGLO_OP_LSE, 2, 50, 3, 44),
+    PARITY(&attention_bwd, BF16, 0, 3, 63, 2, 32),
+    PARITY(&attention_bwd, BF16, 0, 2, 64, 2, 64),
+    PARITY(&attention_bwd, BF16, 0, 1, 129, 2, 96),
+    PARITY(&attention_bwd, BF16, 0, 2, 50, 3, 44),
+
+    BENCH(&attention, BOTH, 0, "ViT-B", EACH(1), 197, 12, 64),
+    BENCH(&attention, BOTH, AGGLO_OP_LSE, "ViT-B in training", EACH(1), 197, 12, 64),
+    BENCH(&attention, BOTH, 0, "ViT-L", EACH(1), 197, 16, 64),
+    BENCH(&attention, BOTH, 0, "ViT-Ti", EACH(1), 197, 3, 64),
+    BENCH(&attention, BOTH, 0, "SAM-B, 25 windows", 25, 196, 12, 64),
+    BENCH(&attention, BOTH, 0, "SAM-H, 25 windows", 25, 196, 16, 80),
+    BENCH(&attention, BOTH, 0, "SAM-B, whole picture", 1, 4096, 12, 64),
+    BENCH(&attention_bwd, BOTH, 0, "ViT-B", EACH(1), 197, 12, 64),
+    BENCH(&attention_bwd, BOTH, 0, "ViT-L", EACH(1), 197, 16, 64),
+    BENCH(&attention_bwd, BOTH, 0, "ViT-Ti", EACH(1), 197, 3, 64),
 };
 
 const agglo_op_family agglo_family_attention = {"attention", cases, AGGLO_COUNT(cases)};

@@ -72,11 +72,11 @@ static const agglo_op_case cases[] = {
     PARITY(&layernorm_bwd, BOTH, 0, 5000, 21),
     PARITY(&layernorm_bwd, BOTH, 0, 33, 1280),
 
-    BENCH(&layernorm, F32, 0, "ViT-B", EACH(197), 768),
-    BENCH(&layernorm, F32, 0, "ViT-L", EACH(197), 1024),
-    BENCH(&layernorm, F32, 0, "SAM-H", 4096, 1280),
-    BENCH(&layernorm_bwd, F32, AGGLO_OP_ACCUMULATE, "ViT-B", EACH(197), 768),
-    BENCH(&layernorm_bwd, F32, AGGLO_OP_ACCUMULATE, "ViT-L", EACH(197), 1024),
+    BENCH(&layernorm, BOTH, 0, "ViT-B", EACH(197), 768),
+    BENCH(&layernorm, BOTH, 0, "ViT-L", EACH(197), 1024),
+    BENCH(&layernorm, BOTH, 0, "SAM-H", 4096, 1280),
+    BENCH(&layernorm_bwd, BOTH, AGGLO_OP_ACCUMULATE, "ViT-B", EACH(197), 768),
+    BENCH(&layernorm_bwd, BOTH, AGGLO_OP_ACCUMULATE, "ViT-L", EACH(197), 1024),
 };
 
 const agglo_op_family agglo_family_norm = {"norm", cases, AGGLO_COUNT(cases)};

@@ -189,15 +189,22 @@ static const agglo_op_case cases[] = {
     PARITY(&tokens_mean, BOTH, 0, 3, 257, 65),
     DIFFER(&tokens_mean_bwd, BOTH, 0, 3, 31, 65),
     DIFFER(&tokens_mean_bwd, BOTH, AGGLO_OP_ACCUMULATE, 2, 9, 12),
+    /* channels in vectors of 8 */
+    PARITY(&tokens_join, BOTH, AGGLO_OP_POS, 2, 3, 7, 264),
+    PARITY(&tokens_join_bwd, BOTH, AGGLO_OP_POS, 2, 3, 7, 264),
+    PARITY(&tokens_slice, BOTH, 0, 2, 9, 2, 5, 40),
+    PARITY(&tokens_slice_bwd, BOTH, AGGLO_OP_ACCUMULATE, 2, 9, 2, 5, 40),
+    PARITY(&tokens_mean, BOTH, 0, 2, 33, 40),
+    PARITY(&tokens_mean_bwd, BOTH, AGGLO_OP_ACCUMULATE, 2, 9, 40),
 
-    BENCH(&patchify, F32, 0, "ViT-B/16", EACH(1), 224, 224, 16),
-    BENCH(&patchify, F32, 0, "ViT-L/14", EACH(1), 224, 224, 14),
-    BENCH(&tokens_join, F32, AGGLO_OP_POS, "ViT-B/16", EACH(1), 1, 196, 768),
-    BENCH(&tokens_join_bwd, F32, AGGLO_OP_POS, "ViT-B/16", EACH(1), 1, 196, 768),
-    BENCH(&tokens_slice, F32, 0, "ViT-B/16", EACH(1), 197, 1, 196, 768),
-    BENCH(&tokens_slice_bwd, F32, 0, "ViT-B/16", EACH(1), 197, 1, 196, 768),
-    BENCH(&tokens_mean, F32, 0, "ViT-B/16", EACH(1), 196, 768),
-    BENCH(&tokens_mean_bwd, F32, 0, "ViT-B/16", EACH(1), 196, 768),
+    BENCH(&patchify, BOTH, 0, "ViT-B/16", EACH(1), 224, 224, 16),
+    BENCH(&patchify, BOTH, 0, "ViT-L/14", EACH(1), 224, 224, 14),
+    BENCH(&tokens_join, BOTH, AGGLO_OP_POS, "ViT-B/16", EACH(1), 1, 196, 768),
+    BENCH(&tokens_join_bwd, BOTH, AGGLO_OP_POS, "ViT-B/16", EACH(1), 1, 196, 768),
+    BENCH(&tokens_slice, BOTH, 0, "ViT-B/16", EACH(1), 197, 1, 196, 768),
+    BENCH(&tokens_slice_bwd, BOTH, 0, "ViT-B/16", EACH(1), 197, 1, 196, 768),
+    BENCH(&tokens_mean, BOTH, 0, "ViT-B/16", EACH(1), 196, 768),
+    BENCH(&tokens_mean_bwd, BOTH, 0, "ViT-B/16", EACH(1), 196, 768),
 };
 
 const agglo_op_family agglo_family_tokens = {"tokens", cases, AGGLO_COUNT(cases)};

@@ -398,7 +398,7 @@ void op_case_check(const op_backends *backends, const op_test *test, const agglo
     check_first(&r);
     check_same(&r, 1);
     check_same(&r, 2);
-    if (backends->cpu != NULL) {
+    if (backends->cpu != NULL && agglo_backend_supports(backends->cpu, type)) {
         check_cpu(&r);
     }
     if ((c->use & AGGLO_USE_DIFFERENCES) != 0) {

@@ -2,6 +2,7 @@
  * with the reason, where there is no GPU. */
 #include "tests/support/support.h"
 
+#include "tensor/async.h"
 #include "tensor/backend.h"
 #include "tensor/ops.h"
 
@@ -107,6 +108,109 @@ static void test_failure_is_latched(void **state)
     agglo_backend_free(be);
 }
 
+/* Uploads from a ring of two slots, more than fit at once, read by operators: what arrives is what was put in. */
+static void test_upload_ring(void **state)
+{
+    enum { COUNT = 1 << 18, ROUNDS = 20 };
+    agglo_backend *be = open_gpu();
+    agglo_err err = {0};
+    agglo_upload_ring *ring = agglo_upload_ring_new(be, 2, COUNT * sizeof(float), &err);
+    agglo_event *read = agglo_event_new(be, &err);
+    float *block = agglo_backend_alloc(be, COUNT * sizeof(float), &err);
+    float *sum = agglo_backend_alloc(be, COUNT * sizeof(float), &err), *got = malloc(COUNT * sizeof *got);
+    agglo_tensor x = agglo_tensor_1d(block, AGGLO_F32, COUNT), total = agglo_tensor_1d(sum, AGGLO_F32, COUNT);
+
+    (void)state;
+    assert_non_null(ring);
+    assert_non_null(read);
+    assert_non_null(block);
+    assert_non_null(sum);
+    assert_non_null(got);
+    assert_true(agglo_event_is_done(be, read));
+    for (int round = 0; round < ROUNDS; round++) {
+        float *slot = agglo_upload_ring_take(ring);
+
+        for (int i = 0; i < COUNT; i++) {
+            slot[i] = (float)(round + i % 7);
+        }
+        agglo_upload_ring_send(ring, 0, COUNT / 2 * sizeof(float), block, read);
+        agglo_upload_ring_send(ring, COUNT / 2 * sizeof(float), COUNT / 2 * sizeof(float), block + COUNT / 2, read);
+        agglo_upload_ring_join(ring);
+        agglo_axpy(be, 1.0f, &x, &total);
+        agglo_event_record(be, read);
+    }
+    agglo_event_wait(be, read);
+    assert_true(agglo_event_is_done(be, read));
+    agglo_download(be, got, sum, COUNT * sizeof(float));
+    assert_ok(agglo_backend_check(be, &err));
+    for (int i = 0; i < COUNT; i++) {
+        assert_true(got[i] == (float)(ROUNDS * (ROUNDS - 1) / 2 + ROUNDS * (i % 7)));
+    }
+    free(got);
+    agglo_backend_release(be, block);
+    agglo_backend_release(be, sum);
+    agglo_event_free(be, read);
+    agglo_upload_ring_free(ring);
+    agglo_backend_free(be);
+}
+
+/* A recorded step adds as often as it is replayed, with memory that grows meanwhile; what may not be recorded is latched. */
+static void test_capture(void **state)
+{
+    enum { COUNT = 1000, WIDE = 1 << 19 };
+    agglo_backend *be = open_gpu();
+    agglo_err err = {0};
+    float *block = agglo_backend_alloc(be, WIDE * sizeof(float), &err), got[COUNT];
+    float *more = agglo_backend_alloc(be, 2 * WIDE * sizeof(float), &err);
+    float *sums = agglo_backend_alloc(be, sizeof(float), &err), ones[COUNT];
+    agglo_tensor x = agglo_tensor_1d(block, AGGLO_F32, COUNT), sum = agglo_tensor_1d(sums, AGGLO_F32, 1);
+    agglo_tensor d_y = agglo_tensor_2d(block, AGGLO_F32, 1, WIDE), gamma = agglo_tensor_1d(block, AGGLO_F32, WIDE);
+    agglo_tensor d_h = agglo_tensor_2d(more, AGGLO_F32, 1, WIDE);
+    agglo_tensor d_gamma = agglo_tensor_1d(more + WIDE, AGGLO_F32, WIDE);
+    agglo_graph *graph;
+
+    (void)state;
+    assert_non_null(block);
+    assert_non_null(more);
+    assert_non_null(sums);
+    assert_true(agglo_backend_captures(be));
+    for (int i = 0; i < COUNT; i++) {
+        ones[i] = 1.0f;
+    }
+    agglo_upload(be, block, ones, sizeof ones);
+    agglo_sum_squares(be, &x, &sum); /* 1000; scratch for this shape exists now */
+    agglo_capture_begin(be);
+    agglo_axpy(be, 1.0f, &x, &x);    /* 2, 4, 8 */
+    agglo_sum_squares(be, &x, &sum); /* + 4000, + 16000, + 64000 */
+    graph = agglo_capture_end(be);
+    assert_ok(agglo_backend_check(be, &err));
+    assert_non_null(graph);
+    agglo_residual_bwd(be, &d_y, &d_y, &gamma, &d_h, &d_gamma); /* needs more scratch than the graph knows */
+    agglo_graph_replay(be, graph);
+    agglo_graph_replay(be, graph);
+    agglo_download(be, got, block, sizeof got);
+    assert_ok(agglo_backend_check(be, &err));
+    for (int i = 0; i < COUNT; i++) {
+        assert_true(got[i] == 8.0f);
+    }
+    agglo_download(be, got, sums, sizeof(float));
+    assert_true(got[0] == 85000.0f);
+    agglo_graph_free(be, graph);
+
+    agglo_capture_begin(be);
+    agglo_axpy(be, 1.0f, &x, &x);
+    agglo_download(be, got, block, sizeof got);
+    assert_null(agglo_capture_end(be));
+    assert_fails(agglo_backend_check(be, &err), AGGLO_E_DEVICE, "download while a step is recorded");
+    agglo_download(be, got, block, sizeof got);
+    assert_ok(agglo_backend_check(be, &err));
+    assert_true(got[0] == 8.0f); /* nothing of it has run */
+    agglo_backend_release(be, block);
+    agglo_backend_release(be, more);
+    agglo_backend_release(be, sums);
+    agglo_backend_free(be);
+}
+
 #define N 100000
 
 /* Two backends on one GPU, and one that another thread uses than the one that opened it. */
@@ -167,10 +271,8 @@ static void test_threads(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_memory),
-        cmocka_unit_test(test_transfers),
-        cmocka_unit_test(test_failure_is_latched),
-        cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_memory),      cmocka_unit_test(test_transfers), cmocka_unit_test(test_failure_is_latched),
+        cmocka_unit_test(test_upload_ring), cmocka_unit_test(test_capture),   cmocka_unit_test(test_threads),
     };
     agglo_backend *be;
     agglo_err err = {0};

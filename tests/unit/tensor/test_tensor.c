@@ -2,6 +2,7 @@
 #include "tests/support/support.h"
 
 #include "base/safetensors.h"
+#include "tensor/async.h"
 #include "tensor/math_inline.h"
 #include "tensor/param.h"
 #include "tensor/slab.h"
@@ -418,6 +419,78 @@ static void test_params_load(void **state)
     agglo_backend_free(be);
 }
 
+/* tensor/async.h on the CPU: all has happened when it returns, and a step that is to be recorded runs. */
+static void test_async_on_the_cpu(void **state)
+{
+    enum { COUNT = 100 };
+    agglo_backend *be;
+    agglo_upload_ring *ring;
+    agglo_event *event;
+    agglo_err err = {0};
+    float *block, *slots[3];
+    agglo_tensor x;
+
+    (void)state;
+    assert_ok(agglo_backend_cpu_new(&be, 1, &err));
+    block = agglo_backend_alloc(be, COUNT * sizeof(float), &err);
+    event = agglo_event_new(be, &err);
+    ring = agglo_upload_ring_new(be, 2, COUNT * sizeof(float), &err);
+    assert_non_null(block);
+    assert_non_null(event);
+    assert_non_null(ring);
+    x = agglo_tensor_1d(block, AGGLO_F32, COUNT);
+    for (int round = 0; round < 3; round++) {
+        slots[round] = agglo_upload_ring_take(ring);
+        assert_int_equal((uintptr_t)slots[round] % 256, 0);
+        for (int i = 0; i < COUNT; i++) {
+            slots[round][i] = (float)(i + round);
+        }
+        agglo_upload_ring_send(ring, sizeof(float), 10 * sizeof(float), block + 5, round == 0 ? NULL : event);
+        agglo_upload_ring_join(ring);
+        agglo_event_record(be, event);
+        assert_true(agglo_event_is_done(be, event));
+        assert_true(block[5] == (float)(1 + round) && block[14] == (float)(10 + round) && block[15] == 0.0f);
+    }
+    assert_ptr_equal(slots[0], slots[2]);
+    assert_ptr_not_equal(slots[0], slots[1]);
+    assert_false(agglo_backend_captures(be));
+    agglo_capture_begin(be);
+    agglo_axpy(be, 1.0f, &x, &x);
+    assert_null(agglo_capture_end(be));
+    assert_true(block[5] == 6.0f);
+    agglo_graph_free(be, NULL);
+    agglo_event_free(be, event);
+    agglo_event_free(be, NULL);
+    agglo_upload_ring_free(ring);
+    agglo_upload_ring_free(NULL);
+    agglo_backend_release(be, block);
+    agglo_backend_free(be);
+}
+
+static void test_ring_allocations_may_fail(void **state)
+{
+    agglo_backend *be;
+    agglo_err err = {0};
+
+    (void)state;
+    assert_ok(agglo_backend_cpu_new(&be, 1, &err));
+    for (int64_t n = 0;; n++) {
+        agglo_upload_ring *ring;
+
+        agglo_alloc_fail_after(n);
+        ring = agglo_upload_ring_new(be, 3, 100, &err);
+        agglo_alloc_fail_after(-1);
+        if (ring != NULL) {
+            assert_true(n == 8); /* the ring, its slots, and two for each of three */
+            agglo_upload_ring_free(ring);
+            break;
+        }
+        assert_fails(err.status, AGGLO_E_MEMORY, "cannot make 3 upload slots of 100 bytes");
+        agglo_err_clear(&err);
+    }
+    agglo_backend_free(be);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -429,6 +502,8 @@ int main(void)
         cmocka_unit_test(test_memory),
         cmocka_unit_test(test_failure_is_latched),
         cmocka_unit_test(test_every_allocation_may_fail),
+        cmocka_unit_test(test_async_on_the_cpu),
+        cmocka_unit_test(test_ring_allocations_may_fail),
         cmocka_unit_test(test_slab),
         cmocka_unit_test(test_params_init),
         cmocka_unit_test(test_params_load),
