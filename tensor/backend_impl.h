@@ -7,10 +7,21 @@
 #define AGGLO_TENSOR_BACKEND_IMPL_H
 
 #include "tensor/ops.h"
+#include "tensor/ops_gather.h"
+#include "tensor/ops_resample.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+/* The weights of one axis in the backend's memory; meaning of agglo_taps. */
+typedef struct agglo_axis {
+    int64_t n_in, n_out;
+    int max_taps;
+    bool identity; /* every output is its own input */
+    const int32_t *first, *count;
+    const float *weight;
+} agglo_axis;
 
 typedef struct agglo_backend_ops {
     void (*free)(agglo_backend *be);
@@ -74,6 +85,20 @@ typedef struct agglo_backend_ops {
     void (*sum_squares)(agglo_backend *be, const agglo_tensor *x, agglo_tensor *out);
     void (*axpy)(agglo_backend *be, float a, const agglo_tensor *x, agglo_tensor *y);
     void (*cast)(agglo_backend *be, const agglo_tensor *x, agglo_tensor *y);
+
+    /* y (+)= x resampled down its columns and across its rows: both directions of agglo_resample */
+    void (*resample)(agglo_backend *be, const agglo_axis *down, const agglo_axis *across, const agglo_tensor *x,
+                     bool accumulate, agglo_tensor *y);
+    void (*crop_grid)(agglo_backend *be, const agglo_tensor *table, const agglo_tensor *boxes, agglo_tensor *y);
+    void (*crop_grid_bwd)(agglo_backend *be, const agglo_tensor *d_y, const agglo_tensor *boxes, agglo_tensor *d_table);
+
+    void (*window_partition)(agglo_backend *be, const agglo_tensor *x, int64_t wh, int64_t ww, bool accumulate,
+                             agglo_tensor *y);
+    void (*window_merge)(agglo_backend *be, const agglo_tensor *y, int64_t wh, int64_t ww, bool accumulate,
+                         agglo_tensor *x);
+    void (*gather_rows)(agglo_backend *be, const agglo_tensor *x, const agglo_tensor *index, agglo_tensor *y);
+    void (*scatter_rows)(agglo_backend *be, const agglo_tensor *y, const agglo_tensor *index, bool accumulate,
+                         agglo_tensor *x);
 } agglo_backend_ops;
 
 struct agglo_backend {
@@ -81,7 +106,11 @@ struct agglo_backend {
     agglo_pool *pool;   /* NULL on a device */
     agglo_err failed;   /* the first failure since the last check; AGGLO_OK: none */
     char describe[128]; /* "cpu (avx2, 2 threads)" */
+    struct agglo_resample_cache *resample_cache;
 };
+
+/* ops_resample.c: give back the weights that are kept; before the backend's memory goes. */
+void agglo_resample_cache_free(agglo_backend *be);
 
 /* Latch `err` unless an earlier failure stands. */
 void agglo_backend_latch(agglo_backend *be, const agglo_err *err);

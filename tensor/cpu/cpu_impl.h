@@ -51,6 +51,8 @@ void AGGLO_CPU_NAME(linear_ops)(agglo_backend_ops *ops);
 void AGGLO_CPU_NAME(loss_ops)(agglo_backend_ops *ops);
 void AGGLO_CPU_NAME(norm_ops)(agglo_backend_ops *ops);
 void AGGLO_CPU_NAME(tokens_ops)(agglo_backend_ops *ops);
+void AGGLO_CPU_NAME(gather_ops)(agglo_backend_ops *ops);
+void AGGLO_CPU_NAME(resample_ops)(agglo_backend_ops *ops);
 
 /* y[i] = act(x[i] + b[i]), b NULL for none; pre[i] = x[i] + b[i] is kept where pre is given. x, pre and y may be the same row. */
 void AGGLO_CPU_NAME(bias_act)(agglo_act act, int64_t n, const float *x, const float *b, float *pre, float *y);

@@ -12,6 +12,8 @@
 #define AGGLO_TENSOR_TABLE_OP_TABLE_H
 
 #include "tensor/ops.h"
+#include "tensor/ops_gather.h"
+#include "tensor/ops_resample.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -142,6 +144,9 @@ static inline agglo_tensor *agglo_op_optional(agglo_tensor *t)
 extern const float agglo_table_pixel_mean[3], agglo_table_pixel_std[3];
 extern const agglo_loss_config agglo_table_loss_config;
 extern const agglo_adamw_config agglo_table_adamw_config;
+
+/* of a row of resample or resample_bwd */
+agglo_resample_rule agglo_table_resample_rule(const agglo_op_case *c);
 
 /* 1 / sqrt(head size) */
 float agglo_table_attention_scale(int64_t head_dim);
