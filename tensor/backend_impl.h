@@ -7,6 +7,7 @@
 #define AGGLO_TENSOR_BACKEND_IMPL_H
 
 #include "tensor/ops.h"
+#include "tensor/ops_attention_bias.h"
 #include "tensor/ops_gather.h"
 #include "tensor/ops_resample.h"
 
@@ -99,6 +100,12 @@ typedef struct agglo_backend_ops {
     void (*gather_rows)(agglo_backend *be, const agglo_tensor *x, const agglo_tensor *index, agglo_tensor *y);
     void (*scatter_rows)(agglo_backend *be, const agglo_tensor *y, const agglo_tensor *index, bool accumulate,
                          agglo_tensor *x);
+
+    void (*attention_bias)(agglo_backend *be, const agglo_tensor *qkv, float scale, const agglo_bias *bias,
+                           agglo_tensor *out, agglo_tensor *lse);
+    void (*attention_bias_bwd)(agglo_backend *be, const agglo_tensor *d_out, const agglo_tensor *qkv,
+                               const agglo_tensor *out, const agglo_tensor *lse, float scale, const agglo_bias *bias,
+                               agglo_tensor *d_qkv, const agglo_bias_gradient *d_bias);
 } agglo_backend_ops;
 
 struct agglo_backend {

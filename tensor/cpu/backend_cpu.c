@@ -116,6 +116,7 @@ bool agglo_cpu_reserve(agglo_backend *be, size_t shared_bytes, size_t worker_byt
     void agglo_cpu_loss_ops_##isa(agglo_backend_ops *ops);                                                             \
     void agglo_cpu_norm_ops_##isa(agglo_backend_ops *ops);                                                             \
     void agglo_cpu_tokens_ops_##isa(agglo_backend_ops *ops);                                                           \
+    void agglo_cpu_attention_bias_ops_##isa(agglo_backend_ops *ops);                                                   \
     void agglo_cpu_gather_ops_##isa(agglo_backend_ops *ops);                                                           \
     void agglo_cpu_resample_ops_##isa(agglo_backend_ops *ops)
 
@@ -127,6 +128,7 @@ bool agglo_cpu_reserve(agglo_backend *be, size_t shared_bytes, size_t worker_byt
         agglo_cpu_loss_ops_##isa(ops);                                                                                 \
         agglo_cpu_norm_ops_##isa(ops);                                                                                 \
         agglo_cpu_tokens_ops_##isa(ops);                                                                               \
+        agglo_cpu_attention_bias_ops_##isa(ops);                                                                       \
         agglo_cpu_gather_ops_##isa(ops);                                                                               \
         agglo_cpu_resample_ops_##isa(ops);                                                                             \
     } while (0)

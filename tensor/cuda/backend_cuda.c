@@ -296,6 +296,7 @@ agglo_status agglo_backend_cuda_new(agglo_backend **out, int device, agglo_err *
     agglo_cuda_norm_ops(&made->ops);
     agglo_cuda_tokens_ops(&made->ops);
     agglo_cuda_loss_ops(&made->ops);
+    agglo_cuda_attention_bias_ops(&made->ops);
     agglo_cuda_gather_ops(&made->ops);
     agglo_cuda_resample_ops(&made->ops);
     cuda = &made->cuda;

@@ -79,6 +79,7 @@ void agglo_cuda_reduce_ops(agglo_backend_ops *ops);
 void agglo_cuda_norm_ops(agglo_backend_ops *ops);
 void agglo_cuda_tokens_ops(agglo_backend_ops *ops);
 void agglo_cuda_loss_ops(agglo_backend_ops *ops);
+void agglo_cuda_attention_bias_ops(agglo_backend_ops *ops);
 void agglo_cuda_gather_ops(agglo_backend_ops *ops);
 void agglo_cuda_resample_ops(agglo_backend_ops *ops);
 
