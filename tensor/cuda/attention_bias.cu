@@ -13,107 +13,18 @@
  *
  * Bytes moved: forward, B H N D s (2 + 2 N / 64) for s bytes of the storage type, 4 B H N (grid_h + grid_w) N / 64 of products, mostly from the
  * second-level cache. Bound by F32 arithmetic: 4 B H N^2 D operations forward, 14 backward, 18 with d_table.
+ * BF16 goes to attention_bias_mma.cu, but for grids whose bias does not fit shared memory there.
  * Numerics: F32 arithmetic throughout for F32 and BF16 storage, the exponential of tensor/math_inline.h. Every output has one writer, every
  * sum one order, nothing is atomic: deterministic. Limits: D <= 128, N <= 46,340.
  */
 #include <math.h>
 
+#include "tensor/cuda/attention_bias.cuh"
 #include "tensor/cuda/attention_tiles.cuh"
 
 #define FWD_TILE    64
-#define MOST_DIM    128
-#define MOST_TOKENS 46340 /* whose square is below 2^31 */
-#define MOST_CHUNKS 64    /* partial sums of the relative tables */
-#define TABLE_TASKS 1024  /* about how many blocks the dense table's gradient is cut into */
-
-typedef struct bias_work {
-    int64_t batch, n, h, d, n_tiles, n_tasks;
-    float scale;
-    agglo_dtype dtype;
-    const void *qkv, *d_out;
-    const float *lse, *delta;
-    void *out, *d_qkv;
-    float *lse_out;
-
-    bool decomposed;
-    int n_prefix, grid_h, grid_w;
-    const float *rel_h, *rel_w, *table;
-    float *by_row, *by_column;     /* [B,H,N,grid_h], [B,H,N,grid_w] */
-    float *d_by_row, *d_by_column; /* their gradients; NULL before the backward pass */
-    int64_t n_chunks;
-    float *partial; /* of the tables' gradients */
-} bias_work;
-
-/* Which tile of which head a task is; offsets into qkv and out of its image and head. */
-typedef struct place {
-    int64_t first; /* row of the tile */
-    int64_t head;
-    int64_t packed;   /* q of row 0; k and v are H D and 2 H D further, rows 3 H D apart */
-    int64_t unpacked; /* out of row 0, rows H D apart */
-    int64_t rows;     /* lse of row 0 */
-} place;
-
-static __device__ inline place place_of_head(const bias_work &job, int64_t image, int64_t head)
-{
-    int64_t dim = job.h * job.d;
-    place at;
-
-    at.first = 0;
-    at.head = head;
-    at.packed = image * job.n * 3 * dim + head * job.d;
-    at.unpacked = image * job.n * dim + head * job.d;
-    at.rows = (image * job.h + head) * job.n;
-    return at;
-}
-
-static __device__ inline place place_of(const bias_work &job, int64_t task, int tile)
-{
-    int64_t which = task / job.n_tiles;
-    place at = place_of_head(job, which / job.h, which % job.h);
-
-    at.first = task % job.n_tiles * tile;
-    return at;
-}
-
-/* What a head's queries read of the bias. Places within it are counted in 32 bits. */
-typedef struct head_bias {
-    const float *by_row, *by_column; /* or the table and NULL */
-} head_bias;
-
-static __device__ inline head_bias bias_of_head(const bias_work &job, const place &at)
-{
-    head_bias bias;
-
-    bias.by_row = job.decomposed ? job.by_row + at.rows * job.grid_h : job.table + at.head * job.n * job.n;
-    bias.by_column = job.decomposed ? job.by_column + at.rows * job.grid_w : NULL;
-    return bias;
-}
-
-/* A key's place in the grid; y < 0: it has none. In a dense table: x is its column. */
-typedef struct key_place {
-    int y, x;
-} key_place;
-
-static __device__ inline key_place key_place_of(const bias_work &job, int column)
-{
-    int token = column - job.n_prefix;
-    key_place key;
-
-    key.y = job.decomposed && token >= 0 ? token / job.grid_w : -1;
-    key.x = !job.decomposed ? column : key.y >= 0 ? token - key.y * job.grid_w : -1;
-    return key;
-}
-
-/* The bias of a query and a key, both of which exist. */
-static __device__ inline float bias_at(const bias_work &job, const head_bias &bias, int row, key_place key)
-{
-    if (!job.decomposed) {
-        return bias.by_row[row * (int)job.n + key.x];
-    }
-    return key.y >= 0 && row >= job.n_prefix
-               ? bias.by_row[row * job.grid_h + key.y] + bias.by_column[row * job.grid_w + key.x]
-               : 0.0f;
-}
+#define MOST_CHUNKS 64   /* partial sums of the relative tables */
+#define TABLE_TASKS 1024 /* about how many blocks the dense table's gradient is cut into */
 
 /* ---- the products of the decomposed bias ---- */
 
@@ -287,43 +198,6 @@ template <int TILE, int PAD> constexpr size_t backward_bytes()
     return (4 * TILE * (PAD + 4) + TILE * (TILE + 4) + 2 * TILE) * sizeof(float);
 }
 
-/* Add the tile w of d_s, keys from `key`, to the gradients of the two products. All threads, between two barriers. */
-template <int TILE>
-static __device__ inline void add_to_products(const bias_work &job, const place &at, const float *w, int64_t key)
-{
-    const int gh = job.grid_h, gw = job.grid_w;
-    const int end = (int)(key + TILE < job.n ? key + TILE : job.n) - job.n_prefix; /* tokens of the grid */
-    const int first = (int)key > job.n_prefix ? (int)key - job.n_prefix : 0;
-    const int shift = job.n_prefix - (int)key; /* token -> column of w */
-    const int y0 = first / gw, n_y = first < end ? (end - 1) / gw - y0 + 1 : 0;
-
-    for (int e = (int)threadIdx.x; e < TILE * n_y; e += THREADS) {
-        int64_t row = at.first + e % TILE;
-        int y = y0 + e / TILE;
-        int from = y * gw > first ? y * gw : first, to = (y + 1) * gw < end ? (y + 1) * gw : end;
-        float sum = 0.0f;
-
-        for (int t = from; t < to; t++) {
-            sum += w[e % TILE * (TILE + 4) + t + shift];
-        }
-        if (row < job.n && row >= job.n_prefix) {
-            job.d_by_row[(at.rows + row) * gh + y] += sum;
-        }
-    }
-    for (int e = (int)threadIdx.x; e < TILE * gw; e += THREADS) {
-        int64_t row = at.first + e / gw;
-        int x = e % gw, from = y0 * gw + x;
-        float sum = 0.0f;
-
-        for (int t = from < first ? from + gw : from; t < end; t += gw) {
-            sum += w[e / gw * (TILE + 4) + t + shift];
-        }
-        if (row < job.n && row >= job.n_prefix) {
-            job.d_by_column[(at.rows + row) * gw + x] += sum;
-        }
-    }
-}
-
 /* acc (of d_q) += what comes through one table's products. */
 template <int TILE, int PAD>
 static __device__ inline void add_through_table(const bias_work &job, const place &at, const float *table, int side,
@@ -404,7 +278,7 @@ static __global__ __launch_bounds__(THREADS, 2) void bias_bwd_queries_kernel(con
             __syncthreads();
             tile_accumulate<TILE, PAD>(acc, w, k);
             if (job.decomposed) {
-                add_to_products<TILE>(job, at, w, key);
+                add_to_products(job, at, w, TILE + 4, 0, TILE, TILE, key, (int)threadIdx.x, THREADS);
             }
         }
 #pragma unroll
@@ -686,6 +560,10 @@ static void attention_bias(agglo_backend *be, const agglo_tensor *qkv, float sca
     }
     job.out = out->data;
     job.lse_out = output(lse);
+    if (agglo_cuda_bias_mma_fits(&job)) {
+        agglo_cuda_bias_mma_forward(cuda, &job);
+        return;
+    }
     if (job.decomposed) {
         job.by_row = (float *)agglo_cuda_reserve(cuda, (size_t)products(&job) * sizeof(float));
         if (job.by_row == NULL) {
@@ -720,8 +598,7 @@ static int64_t cut_gradient(bias_work *job, int tile)
     return job->n_chunks == 1 ? 0 : job->n_chunks * job->h * job->n * job->n;
 }
 
-template <int TILE, int PAD>
-static void launch_backward(agglo_cuda *cuda, bias_work job, const agglo_bias_gradient *d_bias)
+template <int TILE, int PAD> static void launch_backward(agglo_cuda *cuda, bias_work job, float *d_table)
 {
     if (job.decomposed) {
         launch_products<PAD>(cuda, job);
@@ -730,22 +607,27 @@ static void launch_backward(agglo_cuda *cuda, bias_work job, const agglo_bias_gr
     launch(cuda, bias_bwd_queries_kernel<TILE, PAD>, job.n_tasks, backward_bytes<TILE, PAD>(), "attention_bias_bwd",
            job);
     launch(cuda, bias_bwd_keys_kernel<TILE, PAD>, job.n_tasks, backward_bytes<TILE, PAD>(), "attention_bias_bwd", job);
-    if (d_bias->rel_h != NULL) {
-        int64_t n_h = (2 * job.grid_h - 1) * job.d, n_w = (2 * job.grid_w - 1) * job.d;
-
-        bias_bwd_rel_kernel<<<agglo_cuda_grid((n_h + n_w) / job.d * job.n_chunks, MOST_GRID), MOST_DIM, 0,
-                              cuda->stream>>>(job);
-        agglo_cuda_launched(cuda, "attention_bias_bwd");
-        agglo_cuda_add_partials(cuda, job.n_chunks, n_h, output(d_bias->rel_h), n_w, output(d_bias->rel_w),
-                                job.partial);
-    } else if (d_bias->table != NULL) {
+    if (d_table != NULL) {
         job.n_tasks = job.n_chunks * job.h * job.n_tiles * job.n_tiles;
         launch(cuda, bias_bwd_table_kernel<TILE, PAD>, job.n_tasks, backward_bytes<TILE, PAD>(), "attention_bias_bwd",
-               job, output(d_bias->table));
-        if (job.n_chunks > 1) {
-            agglo_cuda_add_partials(cuda, job.n_chunks, job.h * job.n * job.n, output(d_bias->table), 0, NULL,
-                                    job.partial);
-        }
+               job, d_table);
+    }
+}
+
+/* What is left of the bias's gradient when the passes above have run. */
+static void finish_gradient(agglo_cuda *cuda, const bias_work *job, const agglo_bias_gradient *d_bias)
+{
+    if (d_bias->rel_h != NULL) {
+        int64_t n_h = (2 * job->grid_h - 1) * job->d, n_w = (2 * job->grid_w - 1) * job->d;
+
+        bias_bwd_rel_kernel<<<agglo_cuda_grid((n_h + n_w) / job->d * job->n_chunks, MOST_GRID), MOST_DIM, 0,
+                              cuda->stream>>>(*job);
+        agglo_cuda_launched(cuda, "attention_bias_bwd");
+        agglo_cuda_add_partials(cuda, job->n_chunks, n_h, output(d_bias->rel_h), n_w, output(d_bias->rel_w),
+                                job->partial);
+    } else if (d_bias->table != NULL && job->n_chunks > 1) {
+        agglo_cuda_add_partials(cuda, job->n_chunks, job->h * job->n * job->n, output(d_bias->table), 0, NULL,
+                                job->partial);
     }
 }
 
@@ -782,15 +664,18 @@ static void attention_bias_bwd(agglo_backend *be, const agglo_tensor *d_out, con
     bias_delta_kernel<<<agglo_cuda_grid(agglo_cuda_ceil_div(rows, BLOCK / WARP), MOST_GRID), BLOCK, 0, cuda->stream>>>(
         job, out->data, delta);
     agglo_cuda_launched(cuda, "attention_bias_bwd");
-    if (job.d <= 32) {
-        launch_backward<64, 32>(cuda, job, d_bias);
+    if (agglo_cuda_bias_mma_fits(&job)) {
+        agglo_cuda_bias_mma_backward(cuda, &job, output(d_bias->table));
+    } else if (job.d <= 32) {
+        launch_backward<64, 32>(cuda, job, output(d_bias->table));
     } else if (job.d <= 64) {
-        launch_backward<64, 64>(cuda, job, d_bias);
+        launch_backward<64, 64>(cuda, job, output(d_bias->table));
     } else if (job.d <= 96) {
-        launch_backward<32, 96>(cuda, job, d_bias);
+        launch_backward<32, 96>(cuda, job, output(d_bias->table));
     } else {
-        launch_backward<32, 128>(cuda, job, d_bias);
+        launch_backward<32, 128>(cuda, job, output(d_bias->table));
     }
+    finish_gradient(cuda, &job, d_bias);
 }
 
 void agglo_cuda_attention_bias_ops(agglo_backend_ops *ops)
