@@ -57,7 +57,7 @@ typedef struct agglo_command {
     agglo_status (*run)(agglo_cli *cli, agglo_err *err);
 } agglo_command;
 
-extern const agglo_command agglo_cmd_bench_decode, agglo_cmd_ingest, agglo_cmd_teach, agglo_cmd_train,
+extern const agglo_command agglo_cmd_bench_decode, agglo_cmd_bench_ops, agglo_cmd_ingest, agglo_cmd_teach, agglo_cmd_train,
     agglo_cmd_eval_knn, agglo_cmd_eval_distill, agglo_cmd_inspect_dataset, agglo_cmd_inspect_cache,
     agglo_cmd_inspect_weights, agglo_cmd_weights_init;
 
@@ -91,6 +91,13 @@ const char *agglo_show_int(int64_t n);
 /* "agglo 0.1.0" and the versions of every linked library. */
 json_t *agglo_version_json(void);
 void agglo_print_version(bool json);
+
+/* ---- median.c ---- */
+
+#define AGGLO_MEDIAN_MOST 1000
+
+/* The median of 1 to AGGLO_MEDIAN_MOST values, and half the distance between their quartiles in percent of it. */
+double agglo_median(const double *values, int n, double *spread);
 
 #ifdef __cplusplus
 }

@@ -15,7 +15,7 @@
 
 #define CHUNK        32 /* pictures of one kind of work at a time: what disturbs the machine meets all kinds alike */
 #define MIN_ROUNDS   3
-#define MAX_ROUNDS   200
+#define MAX_ROUNDS   200 /* at most AGGLO_MEDIAN_MOST */
 #define MAX_PICTURES 100000
 
 static int64_t size = 224, seconds = 20, limit = 4096;
@@ -202,28 +202,9 @@ static agglo_status measure(bench *b, agglo_err *err)
     return AGGLO_OK;
 }
 
-static int ascending(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-
-    return (x > y) - (x < y);
-}
-
-/* Median, and half the distance between the quartiles in percent of it. */
-static double median(const double *values, int n, double *spread)
-{
-    double sorted[MAX_ROUNDS], middle;
-
-    memcpy(sorted, values, (size_t)n * sizeof *values);
-    qsort(sorted, (size_t)n, sizeof *sorted, ascending);
-    middle = n % 2 != 0 ? sorted[n / 2] : (sorted[n / 2 - 1] + sorted[n / 2]) / 2;
-    *spread = 50 * (sorted[n - 1 - n / 4] - sorted[n / 4]) / middle;
-    return middle;
-}
-
 static json_t *rate_json(const bench *b, const double *times)
 {
-    double spread, middle = median(times, b->n_rounds, &spread);
+    double spread, middle = agglo_median(times, b->n_rounds, &spread);
 
     return json_pack("{s:o, s:o, s:o}", "images_per_s", agglo_json_clock((double)b->n / middle), "mb_per_s",
                      agglo_json_clock(b->n_bytes / middle / 1e6), "spread_percent", agglo_json_clock(spread));
@@ -240,12 +221,13 @@ static void print_json(const bench *b)
     out = json_pack("{s:I, s:I, s:I, s:i, s:i, s:o}", "images", (json_int_t)b->n, "bytes", (json_int_t)b->n_bytes,
                     "size", (json_int_t)size, "threads", b->n_threads, "rounds", b->n_rounds, "one_thread", one);
     json_object_set_new(out, "over_libraries_percent",
-                        agglo_json_clock(100 * (median(b->over, b->n_rounds, &spread) - 1)));
+                        agglo_json_clock(100 * (agglo_median(b->over, b->n_rounds, &spread) - 1)));
     if (b->n_threads > 1) {
         json_object_set_new(out, "all_threads",
                             json_pack("{s:o, s:o}", "libraries", rate_json(b, b->parallel[LIBRARIES]), "views",
                                       rate_json(b, b->parallel[VIEWS])));
-        json_object_set_new(out, "scaling_percent", agglo_json_clock(100 * median(b->gain, b->n_rounds, &spread)));
+        json_object_set_new(out, "scaling_percent",
+                            agglo_json_clock(100 * agglo_median(b->gain, b->n_rounds, &spread)));
     }
     agglo_print_json(out);
     json_decref(out);
@@ -253,7 +235,7 @@ static void print_json(const bench *b)
 
 static void print_rate(const bench *b, const char *name, int n_threads, const double *times)
 {
-    double spread, middle = median(times, b->n_rounds, &spread);
+    double spread, middle = agglo_median(times, b->n_rounds, &spread);
 
     printf("%-42s %7d %10.1f %8.1f   +-%.1f %%\n", name, n_threads, (double)b->n / middle, b->n_bytes / middle / 1e6,
            spread);
@@ -261,7 +243,7 @@ static void print_rate(const bench *b, const char *name, int n_threads, const do
 
 static void print_table(const bench *b)
 {
-    double spread, over = median(b->over, b->n_rounds, &spread);
+    double spread, over = agglo_median(b->over, b->n_rounds, &spread);
 
     printf("%s pictures, %s, views of %dx%d, %d rounds\n\n", agglo_show_int((int64_t)b->n),
            agglo_show_bytes(b->n_bytes), (int)size, (int)size, b->n_rounds);
@@ -275,7 +257,7 @@ static void print_table(const bench *b)
     }
     printf("\nviews take %.1f %% more time than the libraries alone (+-%.1f %%)\n", 100 * (over - 1), spread);
     if (b->n_threads > 1) {
-        double gain = median(b->gain, b->n_rounds, &spread);
+        double gain = agglo_median(b->gain, b->n_rounds, &spread);
 
         printf("%d threads render %.1f %% of what one does (+-%.1f %%)\n", b->n_threads, 100 * gain, spread);
     }

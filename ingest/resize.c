@@ -1,4 +1,4 @@
-/* The resampler: weights, the two passes in portable C, and the same passes with AVX2 and FMA.
+/* The resampler: weights, the two passes in portable C, and the same passes with AVX2 and FMA or with AVX-512.
  *
  * Pillow's sums are S = sum of W_j v_j with integer weights W of about 22 bits, and a result is (S + 2^21) >> 22. AVX2 has no fast
  * multiplier for such integers, but a fast one for floats, which hold W and v exactly and round only the sums. So the sum is taken in
@@ -11,7 +11,7 @@
  * a level plus E, so the integer q that comes out lies in (exact, exact + 2 E), and when its low FRACTION bits are 2 E or more,
  * q >> FRACTION is the exact result.
  *
- * The horizontal pass takes eight rows at a time, one per lane, turned so that a pixel's channel of all eight is one vector; the vertical
+ * The horizontal pass takes eight or sixteen rows at a time, one per lane, turned so that a pixel's channel of all of them is one vector; the vertical
  * pass follows it block by block through a ring of finished rows, so that nothing leaves the second-level cache.
  */
 #include "ingest/resize.h"
@@ -35,7 +35,7 @@
 #define FRACTION  16
 #define MAX_FAST  1000 /* taps up to which the vector loops are used; with more, most results would be computed twice */
 #define N_CACHED  16
-#define N_LANES   8
+#define MAX_LANES 16
 #define ROW_PAD   64 /* bytes readable behind a scratch row */
 
 /* The weights of `count` consecutive outputs of one axis. Each output has `taps` slots (a multiple of 4, zero behind its last). */
@@ -51,6 +51,7 @@ typedef struct axis_weights {
     int32_t *full;  /* [count][taps] */
     float *scaled;  /* the same, times 2^(FRACTION - PRECISION) */
     bool fast;      /* the bound of the vector loops holds */
+    int n_most;     /* the largest n */
     int slack;      /* E */
 } axis_weights;
 
@@ -60,15 +61,15 @@ struct agglo_resizer {
     size_t n_outputs_max, n_slots_max; /* largest asked for so far: every entry grows to it at once, so growth ends */
     double *kernel;                    /* [taps] of the output in work */
     size_t kernel_cap;
-    uint8_t *rows; /* result of the horizontal pass; a block of it under AVX2 */
+    uint8_t *rows; /* result of the horizontal pass; a block of it in the vector loops */
     size_t rows_cap;
-    float *lanes; /* eight source rows, turned */
+    float *lanes; /* a block of source rows, turned */
     size_t lanes_cap;
     float *ring; /* finished rows */
     size_t ring_cap;
     const float **picks; /* [taps] rows of the output in work */
     size_t picks_cap;
-    bool avx2;
+    bool avx2, avx512;
 };
 
 /* ---- weights ---- */
@@ -170,6 +171,7 @@ static int64_t output_weights(double *kernel, agglo_filter filter, double centre
     return magnitude;
 }
 _Static_assert(PRECISION - FRACTION == 6, "the float weights are scaled by 2^-6");
+_Static_assert(FRACTION == 16 && 2 * (MAX_FAST + 1) < INT16_MAX, "fractions are compared as 16-bit numbers");
 
 #if HAVE_AVX2
 /* The same, four inputs at a time: the same operations in the same order on every value, so the same bits. */
@@ -299,6 +301,7 @@ static agglo_status weights_get(agglo_resizer *rs, int in, double at, double spa
     axis->filter = filter;
     axis->taps = (int)taps;
     axis->fast = n_max <= MAX_FAST && 255 * largest < (int64_t)511 << PRECISION;
+    axis->n_most = n_max;
     axis->slack = n_max + 1;
     axis->used = rs->tick;
     *result = axis;
@@ -369,199 +372,76 @@ static uint8_t exact_value(const int32_t *w, int n, const uint8_t *in, size_t st
     return clip_fixed(sum);
 }
 
-/* ---- passes, AVX2 and FMA ---- */
+/* ---- passes, AVX2 and AVX-512 ---- */
 
 #if HAVE_AVX2
-#define FAST __attribute__((target("avx2,fma")))
-
-/* Bytes [from, to) of eight rows as floats, one row a lane: lanes[8 * (byte - from)]. Sixteen bytes at a time: up to 15 are read and 15
- * vectors written beyond `to`. */
-FAST static void turn_rows(const uint8_t *const rows[N_LANES], size_t from, size_t to, float *lanes)
-{
-    const __m256i pick = _mm256_setr_epi8(0, -1, -1, -1, 1, -1, -1, -1, 2, -1, -1, -1, 3, -1, -1, -1, /* byte 0 */
-                                          0, -1, -1, -1, 1, -1, -1, -1, 2, -1, -1, -1, 3, -1, -1, -1);
-    const __m256i pick1 = _mm256_or_si256(pick, _mm256_set1_epi32(4)),
-                  pick2 = _mm256_or_si256(pick, _mm256_set1_epi32(8)),
-                  pick3 = _mm256_or_si256(pick, _mm256_set1_epi32(12));
-
-    for (size_t x = from; x < to; x += 16, lanes += 16 * N_LANES) {
-        __m256i r[4], t[4], v[4];
-
-        for (int i = 0; i < 4; i++) { /* rows i and i + 4 side by side */
-            r[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const void *)(rows[i] + x))),
-                                           _mm_loadu_si128((const void *)(rows[i + 4] + x)), 1);
-        }
-        t[0] = _mm256_unpacklo_epi8(r[0], r[2]);
-        t[1] = _mm256_unpacklo_epi8(r[1], r[3]);
-        t[2] = _mm256_unpackhi_epi8(r[0], r[2]);
-        t[3] = _mm256_unpackhi_epi8(r[1], r[3]);
-        v[0] = _mm256_unpacklo_epi8(t[0], t[1]); /* rows 0 1 2 3 of bytes 0 to 3 | rows 4 5 6 7 */
-        v[1] = _mm256_unpackhi_epi8(t[0], t[1]);
-        v[2] = _mm256_unpacklo_epi8(t[2], t[3]);
-        v[3] = _mm256_unpackhi_epi8(t[2], t[3]);
-        for (int i = 0; i < 4; i++) {
-            float *to4 = lanes + i * 4 * N_LANES;
-
-            _mm256_store_ps(to4, _mm256_cvtepi32_ps(_mm256_shuffle_epi8(v[i], pick)));
-            _mm256_store_ps(to4 + 8, _mm256_cvtepi32_ps(_mm256_shuffle_epi8(v[i], pick1)));
-            _mm256_store_ps(to4 + 16, _mm256_cvtepi32_ps(_mm256_shuffle_epi8(v[i], pick2)));
-            _mm256_store_ps(to4 + 24, _mm256_cvtepi32_ps(_mm256_shuffle_epi8(v[i], pick3)));
-        }
+/* The loops over taps are compiled for small counts, where they have no branches to mispredict. Every output takes as many taps as the
+ * one that has most; behind its own the weights are zero. */
+#define FOR_TAPS(n, call)                                                                                              \
+    switch (n) {                                                                                                       \
+    case 4:                                                                                                            \
+        call(4);                                                                                                       \
+        break;                                                                                                         \
+    case 5:                                                                                                            \
+        call(5);                                                                                                       \
+        break;                                                                                                         \
+    case 6:                                                                                                            \
+        call(6);                                                                                                       \
+        break;                                                                                                         \
+    case 7:                                                                                                            \
+        call(7);                                                                                                       \
+        break;                                                                                                         \
+    case 8:                                                                                                            \
+        call(8);                                                                                                       \
+        break;                                                                                                         \
+    case 9:                                                                                                            \
+        call(9);                                                                                                       \
+        break;                                                                                                         \
+    default:                                                                                                           \
+        call(n);                                                                                                       \
+        break;                                                                                                         \
     }
-}
 
-/* Results of one output whose lanes (bits of `lanes`) came too near to a rounding edge. */
-static void redo_pixel(const axis_weights *axis, int o, const uint8_t *const rows[N_LANES], unsigned lanes,
-                       int32_t q[3][N_LANES])
-{
-    const int32_t *w = axis->full + (size_t)o * (size_t)axis->taps;
+#define N_LANES       8
+#define NAME(name)    name##_avx2
+#define FAST          __attribute__((target("avx2,fma")))
+#define FLOATS        __m256
+#define INTS          __m256i
+#define V(op)         _mm256_##op
+#define AS_INTS(quad) _mm256_broadcastsi128_si256(quad)
+#define BLEND(a, b)   _mm256_blend_epi16(a, b, 0xaa)
+#define ANY_BELOW(v, limit)                                                                                            \
+    (unsigned)_mm256_movemask_epi8(_mm256_cmpeq_epi16(_mm256_min_epu16(v, _mm256_set1_epi16((int16_t)((limit)-1))), v))
+#define LOAD_BYTES(p) _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)(p)))
+#define IN_ORDER(v)   _mm256_permutevar8x32_epi32(v, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))
+#define STORE(p, v)   _mm256_storeu_si256((void *)(p), v)
+#include "ingest/resize_loops.inc"
 
-    for (int lane = 0; lane < N_LANES; lane++) {
-        for (int c = 0; (lanes >> lane & 1) != 0 && c < 3; c++) {
-            q[c][lane] = exact_value(w, axis->n[o], rows[lane] + (size_t)axis->start[o] * 3 + c, 3);
-        }
-    }
-}
+#define N_LANES             16
+#define NAME(name)          name##_avx512
+#define FAST                __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq")))
+#define FLOATS              __m512
+#define INTS                __m512i
+#define V(op)               _mm512_##op
+#define AS_INTS(quad)       _mm512_broadcast_i32x4(quad)
+#define BLEND(a, b)         _mm512_mask_blend_epi16(0xaaaaaaaau, a, b)
+#define ANY_BELOW(v, limit) _mm512_cmplt_epu16_mask(v, _mm512_set1_epi16((int16_t)(limit)))
+#define LOAD_BYTES(p)       _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)(p)))
+#define IN_ORDER(v)         _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), v)
+#define STORE(p, v)         _mm512_storeu_si512((void *)(p), v)
+#include "ingest/resize_loops.inc"
 
-/* Eight rows through `axis`: out[8][out_stride]. Writes whole groups of eight pixels: up to 21 bytes more than 3 * count a row. */
-FAST static void rows_horizontal(const axis_weights *axis, const uint8_t *const rows[N_LANES], const float *lanes,
-                                 uint8_t *out, size_t out_stride)
-{
-    const __m256i mask = _mm256_set1_epi32((1 << FRACTION) - 1), edge = _mm256_set1_epi32(2 * axis->slack);
-    const __m256 start = _mm256_set1_ps((float)((1 << (FRACTION - 1)) + axis->slack));
-    const __m256i gather = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15, /* bytes to rows */
-                                            0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const int origin = axis->start[0], taps = axis->taps;
-    const float *w = axis->scaled;
+typedef struct fast_loops {
+    int n_lanes;
+    void (*horizontal)(const axis_weights *axis, const uint8_t *const *rows, float *lanes, uint8_t *out,
+                       size_t out_stride);
+    void (*widen)(const uint8_t *in, size_t n, float *out);
+    void (*vertical)(const int32_t *full, const float *w, int n_taps, int slack, const float *const *picks, size_t n,
+                     uint8_t *out);
+} fast_loops;
 
-    for (int group = 0; group < axis->count; group += 8, out += 24) {
-        __m256i q[24], packed[6];
-        int n_group = axis->count - group < 8 ? axis->count - group : 8;
-
-        for (int i = 0; i < n_group; i++, w += taps) {
-            const int o = group + i, n = axis->n[o];
-            const float *in = lanes + (size_t)(axis->start[o] - origin) * 3 * N_LANES;
-            __m256 r = start, g = start, b = start;
-            __m256i low;
-            unsigned near;
-
-            for (int j = 0; j < n; j++, in += 3 * N_LANES) {
-                __m256 weight = _mm256_broadcast_ss(w + j);
-
-                r = _mm256_fmadd_ps(weight, _mm256_load_ps(in), r);
-                g = _mm256_fmadd_ps(weight, _mm256_load_ps(in + N_LANES), g);
-                b = _mm256_fmadd_ps(weight, _mm256_load_ps(in + 2 * N_LANES), b);
-            }
-            q[3 * i] = _mm256_cvtps_epi32(r);
-            q[3 * i + 1] = _mm256_cvtps_epi32(g);
-            q[3 * i + 2] = _mm256_cvtps_epi32(b);
-            low = _mm256_min_epi32(_mm256_and_si256(q[3 * i], mask), _mm256_and_si256(q[3 * i + 1], mask));
-            low = _mm256_min_epi32(low, _mm256_and_si256(q[3 * i + 2], mask));
-            near = (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(edge, low)));
-            q[3 * i] = _mm256_srai_epi32(q[3 * i], FRACTION);
-            q[3 * i + 1] = _mm256_srai_epi32(q[3 * i + 1], FRACTION);
-            q[3 * i + 2] = _mm256_srai_epi32(q[3 * i + 2], FRACTION);
-            if (near != 0) {
-                int32_t plain[3][N_LANES];
-
-                memcpy(plain, &q[3 * i], sizeof plain);
-                redo_pixel(axis, o, rows, near, plain);
-                memcpy(&q[3 * i], plain, sizeof plain);
-            }
-        }
-        for (int i = 3 * n_group; i < 24; i++) {
-            q[i] = _mm256_setzero_si256();
-        }
-        for (int i = 0; i < 6; i++) { /* four bytes of each row */
-            __m256i low = _mm256_packs_epi32(q[4 * i], q[4 * i + 1]),
-                    high = _mm256_packs_epi32(q[4 * i + 2], q[4 * i + 3]);
-
-            packed[i] = _mm256_shuffle_epi8(_mm256_packus_epi16(low, high), gather);
-        }
-        for (int i = 0; i < 3; i++) {
-            __m256i even = _mm256_unpacklo_epi32(packed[2 * i], packed[2 * i + 1]); /* rows 0 1 | 4 5 */
-            __m256i odd = _mm256_unpackhi_epi32(packed[2 * i], packed[2 * i + 1]);  /* rows 2 3 | 6 7 */
-            __m128i even4 = _mm256_extracti128_si256(even, 1), odd4 = _mm256_extracti128_si256(odd, 1);
-            uint8_t *to = out + i * 8;
-
-            _mm_storel_epi64((void *)to, _mm256_castsi256_si128(even));
-            _mm_storeh_pd((void *)(to + out_stride), _mm_castsi128_pd(_mm256_castsi256_si128(even)));
-            _mm_storel_epi64((void *)(to + 2 * out_stride), _mm256_castsi256_si128(odd));
-            _mm_storeh_pd((void *)(to + 3 * out_stride), _mm_castsi128_pd(_mm256_castsi256_si128(odd)));
-            _mm_storel_epi64((void *)(to + 4 * out_stride), even4);
-            _mm_storeh_pd((void *)(to + 5 * out_stride), _mm_castsi128_pd(even4));
-            _mm_storel_epi64((void *)(to + 6 * out_stride), odd4);
-            _mm_storeh_pd((void *)(to + 7 * out_stride), _mm_castsi128_pd(odd4));
-        }
-    }
-}
-
-/* n bytes to floats, in eights: up to 7 more are read and written. */
-FAST static void widen_row(const uint8_t *in, size_t n, float *out)
-{
-    for (size_t x = 0; x < n; x += 8) {
-        _mm256_store_ps(out + x, _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)(in + x)))));
-    }
-}
-
-/* One output row of n bytes from the rows picks[0..n_taps): 32 bytes at a time, whole ones only into `out`. */
-FAST static void row_vertical_fast(const int32_t *full, const float *w, int n_taps, int slack,
-                                   const float *const *picks, size_t n, uint8_t *out)
-{
-    const __m256i mask = _mm256_set1_epi32((1 << FRACTION) - 1), edge = _mm256_set1_epi32(2 * slack);
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    const __m256 start = _mm256_set1_ps((float)((1 << (FRACTION - 1)) + slack));
-
-    for (size_t x = 0; x < n; x += 32) {
-        __m256 a = start, b = start, c = start, d = start;
-        __m256i q[4], low;
-
-        for (int j = 0; j < n_taps; j++) {
-            const float *in = picks[j] + x;
-            __m256 weight = _mm256_broadcast_ss(w + j);
-
-            a = _mm256_fmadd_ps(weight, _mm256_load_ps(in), a);
-            b = _mm256_fmadd_ps(weight, _mm256_load_ps(in + 8), b);
-            c = _mm256_fmadd_ps(weight, _mm256_load_ps(in + 16), c);
-            d = _mm256_fmadd_ps(weight, _mm256_load_ps(in + 24), d);
-        }
-        q[0] = _mm256_cvtps_epi32(a);
-        q[1] = _mm256_cvtps_epi32(b);
-        q[2] = _mm256_cvtps_epi32(c);
-        q[3] = _mm256_cvtps_epi32(d);
-        low = _mm256_min_epi32(_mm256_min_epi32(_mm256_and_si256(q[0], mask), _mm256_and_si256(q[1], mask)),
-                               _mm256_min_epi32(_mm256_and_si256(q[2], mask), _mm256_and_si256(q[3], mask)));
-        if (_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(edge, low))) != 0) {
-            int32_t plain[32];
-
-            memcpy(plain, q, sizeof plain);
-            for (int i = 0; i < 32; i++) {
-                if ((plain[i] & ((1 << FRACTION) - 1)) < 2 * slack) {
-                    int32_t sum = 1 << (PRECISION - 1);
-
-                    for (int j = 0; j < n_taps; j++) {
-                        sum += full[j] * (int32_t)picks[j][x + (size_t)i];
-                    }
-                    plain[i] = (sum >> PRECISION) * (1 << FRACTION);
-                }
-            }
-            memcpy(q, plain, sizeof plain);
-        }
-        for (int i = 0; i < 4; i++) {
-            q[i] = _mm256_srai_epi32(q[i], FRACTION);
-        }
-        q[0] = _mm256_packus_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
-        q[0] = _mm256_permutevar8x32_epi32(q[0], order);
-        if (x + 32 <= n) {
-            _mm256_storeu_si256((void *)(out + x), q[0]);
-        } else {
-            uint8_t rest[32];
-
-            memcpy(rest, &q[0], sizeof rest);
-            memcpy(out + x, rest, n - x);
-        }
-    }
-}
+static const fast_loops loops_avx2 = {8, rows_horizontal_avx2, widen_row_avx2, row_vertical_avx2};
+static const fast_loops loops_avx512 = {16, rows_horizontal_avx512, widen_row_avx512, row_vertical_avx512};
 
 static agglo_status reserve_pow2(void *block, size_t *cap, size_t n, size_t size, agglo_err *err)
 {
@@ -569,31 +449,33 @@ static agglo_status reserve_pow2(void *block, size_t *cap, size_t n, size_t size
 }
 
 /* Both passes, block by block. across or down may be NULL, not both; rows [first, first + n_rows) of the source are what is needed. */
-static agglo_status resize_fast(agglo_resizer *rs, const axis_weights *across, const axis_weights *down,
-                                const agglo_resize_source *source, int first, int n_rows, agglo_resize_window window,
-                                uint8_t *out, size_t out_stride, agglo_err *err)
+static agglo_status resize_fast(agglo_resizer *rs, const fast_loops *loops, const axis_weights *across,
+                                const axis_weights *down, const agglo_resize_source *source, int first, int n_rows,
+                                agglo_resize_window window, uint8_t *out, size_t out_stride, agglo_err *err)
 {
-    const size_t row_bytes = (size_t)window.w * 3, block_stride = (row_bytes + 63) / 32 * 32;
+    const size_t row_bytes = (size_t)window.w * 3, block_stride = (row_bytes + 127) / 64 * 64;
+    const int n_lanes = loops->n_lanes;
     const int last = across != NULL ? across->count - 1 : 0;
     /* the bytes of a source row that are needed */
     const size_t from = (size_t)(across != NULL ? across->start[0] : window.x) * 3;
     const size_t to = across != NULL ? (size_t)(across->start[last] + across->n[last]) * 3 : from + row_bytes;
     const size_t copy_stride = to + 64;
-    int ring_rows = down != NULL ? (down->taps + 2 * N_LANES) / N_LANES * N_LANES : 0, emitted = 0;
-    size_t n_block = N_LANES * block_stride, n_copy = N_LANES * copy_stride, n_lanes = (to - from + 16) * N_LANES,
+    int ring_rows = down != NULL ? (down->taps + 2 * n_lanes) / n_lanes * n_lanes : 0, emitted = 0;
+    size_t n_block = (size_t)n_lanes * block_stride, n_copy = (size_t)n_lanes * copy_stride,
+           n_turned = (to - from + 16 + (across != NULL ? (size_t)across->n_most * 3 : 0)) * (size_t)n_lanes,
            n_ring = (size_t)ring_rows * block_stride;
 
     if (reserve_pow2(&rs->rows, &rs->rows_cap, n_block + n_copy, 1, err) != AGGLO_OK ||
-        reserve_pow2(&rs->lanes, &rs->lanes_cap, n_lanes, sizeof *rs->lanes, err) != AGGLO_OK ||
+        reserve_pow2(&rs->lanes, &rs->lanes_cap, n_turned, sizeof *rs->lanes, err) != AGGLO_OK ||
         reserve_pow2(&rs->ring, &rs->ring_cap, n_ring + 1, sizeof *rs->ring, err) != AGGLO_OK ||
         reserve_pow2(&rs->picks, &rs->picks_cap, (size_t)ring_rows + 1, sizeof *rs->picks, err) != AGGLO_OK) {
         return err->status;
     }
-    for (int y = 0; y < n_rows; y += N_LANES) {
-        const uint8_t *rows[N_LANES], *finished[N_LANES];
-        int n_here = n_rows - y < N_LANES ? n_rows - y : N_LANES;
+    for (int y = 0; y < n_rows; y += n_lanes) {
+        const uint8_t *rows[MAX_LANES], *finished[MAX_LANES];
+        int n_here = n_rows - y < n_lanes ? n_rows - y : n_lanes;
 
-        for (int i = 0; i < N_LANES; i++) { /* behind the last row, the last row again */
+        for (int i = 0; i < n_lanes; i++) { /* behind the last row, the last row again */
             size_t offset = (size_t)(first + y + (i < n_here ? i : n_here - 1)) * source->stride;
 
             rows[i] = source->rgb + offset;
@@ -605,15 +487,14 @@ static agglo_status resize_fast(agglo_resizer *rs, const axis_weights *across, c
             }
         }
         if (across != NULL) {
-            turn_rows(rows, from, to, rs->lanes);
-            rows_horizontal(across, rows, rs->lanes, rs->rows, block_stride);
+            loops->horizontal(across, rows, rs->lanes, rs->rows, block_stride);
         }
         for (int i = 0; i < n_here; i++) {
             finished[i] = across != NULL ? rs->rows + (size_t)i * block_stride : rows[i] + from;
             if (down == NULL) {
                 memcpy(out + (size_t)(y + i) * out_stride, finished[i], row_bytes);
             } else {
-                widen_row(finished[i], row_bytes, rs->ring + (size_t)((y + i) % ring_rows) * block_stride);
+                loops->widen(finished[i], row_bytes, rs->ring + (size_t)((y + i) % ring_rows) * block_stride);
             }
         }
         for (; down != NULL && emitted < down->count && down->start[emitted] + down->n[emitted] - first <= y + n_here;
@@ -625,8 +506,11 @@ static agglo_status resize_fast(agglo_resizer *rs, const axis_weights *across, c
                 at = at == ring_rows ? 0 : at;
                 rs->picks[j] = rs->ring + (size_t)at * block_stride;
             }
-            row_vertical_fast(down->full + slot, down->scaled + slot, down->n[emitted], down->slack, rs->picks,
-                              row_bytes, out + (size_t)emitted * out_stride);
+            for (int j = down->n[emitted]; j < down->n_most; j++) { /* of weight zero */
+                rs->picks[j] = rs->picks[0];
+            }
+            loops->vertical(down->full + slot, down->scaled + slot, down->n_most, down->slack, rs->picks, row_bytes,
+                            out + (size_t)emitted * out_stride);
         }
     }
     return AGGLO_OK;
@@ -706,7 +590,8 @@ agglo_status agglo_resize(agglo_resizer *rs, const agglo_resize_source *source, 
 #if HAVE_AVX2
     if (rs->avx2 && (across != NULL || down != NULL) && (across == NULL || across->fast) &&
         (down == NULL || down->fast)) {
-        return resize_fast(rs, across, down, source, first, n_rows, window, out, out_stride, err);
+        return resize_fast(rs, rs->avx512 ? &loops_avx512 : &loops_avx2, across, down, source, first, n_rows, window,
+                           out, out_stride, err);
     }
 #endif
     return resize_portable(rs, across, down, source, first, n_rows, window, out, out_stride, err);
@@ -722,7 +607,7 @@ agglo_status agglo_resizer_new(agglo_resizer **out, agglo_err *err)
     if (rs == NULL) {
         return err->status;
     }
-    agglo_resizer_portable(rs, false);
+    agglo_resizer_set_isa(rs, AGGLO_RESIZER_AVX512);
     return AGGLO_OK;
 }
 
@@ -742,12 +627,15 @@ void agglo_resizer_free(agglo_resizer *rs)
     agglo_free(rs);
 }
 
-void agglo_resizer_portable(agglo_resizer *rs, bool portable)
+void agglo_resizer_set_isa(agglo_resizer *rs, agglo_resizer_isa isa)
 {
 #if HAVE_AVX2
-    rs->avx2 = !portable && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    rs->avx2 = isa >= AGGLO_RESIZER_AVX2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    rs->avx512 = rs->avx2 && isa >= AGGLO_RESIZER_AVX512 && __builtin_cpu_supports("avx512f") &&
+                 __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                 __builtin_cpu_supports("avx512dq");
 #else
-    (void)portable;
-    rs->avx2 = false;
+    (void)isa;
+    rs->avx2 = rs->avx512 = false;
 #endif
 }

@@ -38,8 +38,10 @@ void agglo_resizer_free(agglo_resizer *resizer);
 agglo_status agglo_resize(agglo_resizer *resizer, const agglo_resize_source *source, agglo_filter filter, int out_w,
                           int out_h, agglo_resize_window window, uint8_t *out, size_t out_stride, agglo_err *err);
 
-/* Tests: use the portable loops even where the machine has better ones. */
-void agglo_resizer_portable(agglo_resizer *resizer, bool portable);
+/* Tests: use no better loops than these, even where the machine has them. All give the same bits. */
+typedef enum agglo_resizer_isa { AGGLO_RESIZER_PORTABLE, AGGLO_RESIZER_AVX2, AGGLO_RESIZER_AVX512 } agglo_resizer_isa;
+
+void agglo_resizer_set_isa(agglo_resizer *resizer, agglo_resizer_isa isa);
 
 #ifdef __cplusplus
 }

@@ -64,6 +64,13 @@ void agglo_download(agglo_backend *backend, void *dst, const void *src, size_t n
 void agglo_copy(agglo_backend *backend, void *dst, const void *src, size_t n_bytes);
 void agglo_zero(agglo_backend *backend, void *dst, size_t n_bytes);
 
+/* For measuring alone: c[m,n] = a[m,k] b[k,n], or a[m,k] b[n,k]^T with transpose_b, by the library behind the backend's matrix products and
+ * nothing else: no tiles of ours, no bias, no activation. What `agglo bench ops` calls the machine's best. On the CPU (dnnl_sgemm) each
+ * thread takes one slice of the rows, so that the order of sums may depend on their number. F32 everywhere; on a device also the other
+ * types that it computes with (the CPU computes in F32 whatever the storage). */
+void agglo_backend_product(agglo_backend *backend, const agglo_tensor *a, const agglo_tensor *b, bool transpose_b,
+                           agglo_tensor *c);
+
 #ifdef __cplusplus
 }
 #endif

@@ -35,6 +35,7 @@ typedef struct agglo_backend_ops {
     void (*download)(agglo_backend *be, void *dst, const void *src, size_t n_bytes);
     void (*copy)(agglo_backend *be, void *dst, const void *src, size_t n_bytes);
     void (*zero)(agglo_backend *be, void *dst, size_t n_bytes);
+    void (*product)(agglo_backend *be, const agglo_tensor *a, const agglo_tensor *b, bool transpose_b, agglo_tensor *c);
 
     void (*linear)(agglo_backend *be, const agglo_tensor *x, const agglo_tensor *w, const agglo_tensor *b,
                    agglo_act act, agglo_tensor *pre, agglo_tensor *y);

@@ -1,5 +1,8 @@
 /* The operators' front: shapes and types are checked here, once for every backend, then the backend's table is called, unless a
- * failure is latched. A violated shape is a bug in the caller.
+ * failure is latched. A violated shape or type is a bug in the caller.
+ *
+ * `real`, `matrix`, `like`, ... ask for a type that the backend computes with; tensors of one call that must share the storage type are
+ * compared by `same`, and what is F32 always goes through `vector` or `f32`.
  */
 #include "tensor/backend_impl.h"
 
@@ -28,6 +31,12 @@ static bool f32(const agglo_tensor *t)
     return t->dtype == AGGLO_F32;
 }
 
+/* b is of a's type: the storage type of the call */
+static bool same(const agglo_tensor *a, const agglo_tensor *b)
+{
+    return a->dtype == b->dtype;
+}
+
 static int64_t last(const agglo_tensor *t)
 {
     return t->shape[t->rank - 1];
@@ -43,15 +52,23 @@ static bool matrix(const agglo_backend *be, const agglo_tensor *t, int64_t m, in
     return real(be, t) && last(t) == n && rows(t) == m;
 }
 
-/* A vector of n: a bias, a scale, row statistics. Always F32 where it is a gradient or a statistic. */
+/* A vector of n, F32 always: a bias, a scale, row statistics, their gradients. */
 static bool vector(const agglo_backend *be, const agglo_tensor *t, int64_t n)
 {
-    return real(be, t) && agglo_tensor_count(t) == n;
+    return real(be, t) && f32(t) && agglo_tensor_count(t) == n;
 }
 
+/* As many elements in rows of the same length, of the same type. */
 static bool like(const agglo_backend *be, const agglo_tensor *t, const agglo_tensor *other)
 {
-    return real(be, t) && agglo_tensor_count(t) == agglo_tensor_count(other) && last(t) == last(other);
+    return real(be, t) && same(t, other) && agglo_tensor_count(t) == agglo_tensor_count(other) &&
+           last(t) == last(other);
+}
+
+/* As many elements, of the same type. */
+static bool as_many(const agglo_backend *be, const agglo_tensor *t, const agglo_tensor *other)
+{
+    return real(be, t) && same(t, other) && agglo_tensor_count(t) == agglo_tensor_count(other);
 }
 
 static bool floating(const agglo_tensor *t)
@@ -64,13 +81,26 @@ static bool known(agglo_act act)
     return act >= AGGLO_ACT_NONE && act <= AGGLO_ACT_RELU;
 }
 
+void agglo_backend_product(agglo_backend *be, const agglo_tensor *a, const agglo_tensor *b, bool transpose_b,
+                           agglo_tensor *c)
+{
+    int64_t n = transpose_b ? b->shape[0] : b->shape[1], k = transpose_b ? b->shape[1] : b->shape[0];
+
+    AGGLO_ASSERT(real(be, a) && real(be, b) && a->rank == 2 && b->rank == 2 && a->shape[1] == k);
+    AGGLO_ASSERT(matrix(be, c, a->shape[0], n) && c->data != a->data && c->data != b->data);
+    AGGLO_ASSERT(a->dtype == b->dtype && a->dtype == c->dtype && (be->pool == NULL || f32(a)));
+    if (ready(be)) {
+        be->ops->product(be, a, b, transpose_b, c);
+    }
+}
+
 void agglo_linear(agglo_backend *be, const agglo_tensor *x, const agglo_tensor *w, const agglo_tensor *b, agglo_act act,
                   agglo_tensor *pre, agglo_tensor *y)
 {
-    AGGLO_ASSERT(real(be, x) && real(be, w) && w->rank == 2 && w->shape[1] == last(x));
+    AGGLO_ASSERT(real(be, x) && real(be, w) && same(w, x) && w->rank == 2 && w->shape[1] == last(x));
     AGGLO_ASSERT(b == NULL || vector(be, b, w->shape[0]));
-    AGGLO_ASSERT(known(act) && matrix(be, y, rows(x), w->shape[0]) && y->data != x->data);
-    AGGLO_ASSERT(pre == NULL || (matrix(be, pre, rows(x), w->shape[0]) && pre->data != y->data));
+    AGGLO_ASSERT(known(act) && matrix(be, y, rows(x), w->shape[0]) && same(y, x) && y->data != x->data);
+    AGGLO_ASSERT(pre == NULL || (like(be, pre, y) && pre->data != y->data));
     if (ready(be)) {
         be->ops->linear(be, x, w, b, act, pre, y);
     }
@@ -79,8 +109,8 @@ void agglo_linear(agglo_backend *be, const agglo_tensor *x, const agglo_tensor *
 void agglo_linear_bwd_input(agglo_backend *be, const agglo_tensor *d_y, const agglo_tensor *w, bool accumulate,
                             agglo_tensor *d_x)
 {
-    AGGLO_ASSERT(real(be, d_y) && real(be, w) && w->rank == 2 && w->shape[0] == last(d_y));
-    AGGLO_ASSERT(matrix(be, d_x, rows(d_y), w->shape[1]) && d_x->data != d_y->data);
+    AGGLO_ASSERT(real(be, d_y) && real(be, w) && same(w, d_y) && w->rank == 2 && w->shape[0] == last(d_y));
+    AGGLO_ASSERT(matrix(be, d_x, rows(d_y), w->shape[1]) && same(d_x, d_y) && d_x->data != d_y->data);
     if (ready(be)) {
         be->ops->linear_bwd_input(be, d_y, w, accumulate, d_x);
     }
@@ -89,9 +119,9 @@ void agglo_linear_bwd_input(agglo_backend *be, const agglo_tensor *d_y, const ag
 void agglo_linear_bwd_weight(agglo_backend *be, const agglo_tensor *d_y, const agglo_tensor *x, agglo_tensor *d_w,
                              agglo_tensor *d_b)
 {
-    AGGLO_ASSERT(real(be, d_y) && real(be, x) && rows(x) == rows(d_y));
+    AGGLO_ASSERT(real(be, d_y) && real(be, x) && same(x, d_y) && rows(x) == rows(d_y));
     AGGLO_ASSERT(matrix(be, d_w, last(d_y), last(x)) && d_w->rank == 2 && f32(d_w));
-    AGGLO_ASSERT(d_b == NULL || (vector(be, d_b, last(d_y)) && f32(d_b)));
+    AGGLO_ASSERT(d_b == NULL || vector(be, d_b, last(d_y)));
     if (ready(be)) {
         be->ops->linear_bwd_weight(be, d_y, x, d_w, d_b);
     }
@@ -99,7 +129,7 @@ void agglo_linear_bwd_weight(agglo_backend *be, const agglo_tensor *d_y, const a
 
 void agglo_activate(agglo_backend *be, agglo_act act, const agglo_tensor *x, agglo_tensor *y)
 {
-    AGGLO_ASSERT(known(act) && real(be, x) && vector(be, y, agglo_tensor_count(x)));
+    AGGLO_ASSERT(known(act) && real(be, x) && as_many(be, y, x));
     if (ready(be)) {
         be->ops->activate(be, act, x, y);
     }
@@ -108,8 +138,7 @@ void agglo_activate(agglo_backend *be, agglo_act act, const agglo_tensor *x, agg
 void agglo_activate_bwd(agglo_backend *be, agglo_act act, const agglo_tensor *x, const agglo_tensor *d_y,
                         agglo_tensor *d_x)
 {
-    AGGLO_ASSERT(known(act) && real(be, x) && vector(be, d_y, agglo_tensor_count(x)) &&
-                 vector(be, d_x, agglo_tensor_count(x)));
+    AGGLO_ASSERT(known(act) && real(be, x) && as_many(be, d_y, x) && as_many(be, d_x, x));
     if (ready(be)) {
         be->ops->activate_bwd(be, act, x, d_y, d_x);
     }
@@ -117,7 +146,8 @@ void agglo_activate_bwd(agglo_backend *be, agglo_act act, const agglo_tensor *x,
 
 void agglo_swiglu(agglo_backend *be, const agglo_tensor *u, agglo_tensor *y)
 {
-    AGGLO_ASSERT(real(be, u) && last(u) % 2 == 0 && matrix(be, y, rows(u), last(u) / 2) && y->data != u->data);
+    AGGLO_ASSERT(real(be, u) && last(u) % 2 == 0 && matrix(be, y, rows(u), last(u) / 2) && same(y, u) &&
+                 y->data != u->data);
     if (ready(be)) {
         be->ops->swiglu(be, u, y);
     }
@@ -125,7 +155,7 @@ void agglo_swiglu(agglo_backend *be, const agglo_tensor *u, agglo_tensor *y)
 
 void agglo_swiglu_bwd(agglo_backend *be, const agglo_tensor *u, const agglo_tensor *d_y, agglo_tensor *d_u)
 {
-    AGGLO_ASSERT(real(be, u) && last(u) % 2 == 0 && matrix(be, d_y, rows(u), last(u) / 2));
+    AGGLO_ASSERT(real(be, u) && last(u) % 2 == 0 && matrix(be, d_y, rows(u), last(u) / 2) && same(d_y, u));
     AGGLO_ASSERT(like(be, d_u, u) && d_u->data != d_y->data);
     if (ready(be)) {
         be->ops->swiglu_bwd(be, u, d_y, d_u);
@@ -136,8 +166,8 @@ void agglo_layernorm(agglo_backend *be, const agglo_tensor *x, const agglo_tenso
                      agglo_tensor *y, agglo_tensor *mean, agglo_tensor *rstd)
 {
     AGGLO_ASSERT(real(be, x) && vector(be, w, last(x)) && vector(be, b, last(x)) && like(be, y, x) && eps >= 0);
-    AGGLO_ASSERT(mean == NULL || (vector(be, mean, rows(x)) && f32(mean)));
-    AGGLO_ASSERT(rstd == NULL || (vector(be, rstd, rows(x)) && f32(rstd)));
+    AGGLO_ASSERT(mean == NULL || vector(be, mean, rows(x)));
+    AGGLO_ASSERT(rstd == NULL || vector(be, rstd, rows(x)));
     if (ready(be)) {
         be->ops->layernorm(be, x, w, b, eps, y, mean, rstd);
     }
@@ -148,8 +178,8 @@ void agglo_layernorm_bwd(agglo_backend *be, const agglo_tensor *d_y, const agglo
                          agglo_tensor *d_w, agglo_tensor *d_b)
 {
     AGGLO_ASSERT(real(be, x) && like(be, d_y, x) && like(be, d_x, x) && vector(be, w, last(x)));
-    AGGLO_ASSERT(vector(be, mean, rows(x)) && f32(mean) && vector(be, rstd, rows(x)) && f32(rstd));
-    AGGLO_ASSERT(vector(be, d_w, last(x)) && f32(d_w) && vector(be, d_b, last(x)) && f32(d_b));
+    AGGLO_ASSERT(vector(be, mean, rows(x)) && vector(be, rstd, rows(x)));
+    AGGLO_ASSERT(vector(be, d_w, last(x)) && vector(be, d_b, last(x)));
     AGGLO_ASSERT(d_x->data != x->data && (!accumulate || d_x->data != d_y->data));
     if (ready(be)) {
         be->ops->layernorm_bwd(be, d_y, x, w, mean, rstd, accumulate, d_x, d_w, d_b);
@@ -164,12 +194,12 @@ static bool packed_qkv(const agglo_backend *be, const agglo_tensor *qkv)
 /* out[B,N,H,D], or the same folded to [B,N,H*D] */
 static bool heads_of(const agglo_backend *be, const agglo_tensor *t, const agglo_tensor *qkv)
 {
-    return real(be, t) && agglo_tensor_count(t) * 3 == agglo_tensor_count(qkv);
+    return real(be, t) && same(t, qkv) && agglo_tensor_count(t) * 3 == agglo_tensor_count(qkv);
 }
 
 static bool lse_of(const agglo_backend *be, const agglo_tensor *lse, const agglo_tensor *qkv)
 {
-    return real(be, lse) && f32(lse) && agglo_tensor_count(lse) == qkv->shape[0] * qkv->shape[1] * qkv->shape[3];
+    return vector(be, lse, qkv->shape[0] * qkv->shape[1] * qkv->shape[3]);
 }
 
 void agglo_attention(agglo_backend *be, const agglo_tensor *qkv, float scale, agglo_tensor *out, agglo_tensor *lse)
@@ -203,7 +233,7 @@ void agglo_residual_bwd(agglo_backend *be, const agglo_tensor *d_y, const agglo_
                         agglo_tensor *d_h, agglo_tensor *d_gamma)
 {
     AGGLO_ASSERT(real(be, d_y) && like(be, h, d_y) && like(be, d_h, d_y) && vector(be, gamma, last(d_y)));
-    AGGLO_ASSERT(vector(be, d_gamma, last(d_y)) && f32(d_gamma) && d_h->data != h->data);
+    AGGLO_ASSERT(vector(be, d_gamma, last(d_y)) && d_h->data != h->data);
     if (ready(be)) {
         be->ops->residual_bwd(be, d_y, h, gamma, d_h, d_gamma);
     }
@@ -231,7 +261,7 @@ static bool tokens(const agglo_backend *be, const agglo_tensor *t)
 /* pos[n,C], shared by all images, or pos[B,n,C] */
 static bool positions(const agglo_backend *be, const agglo_tensor *pos, int64_t batch, int64_t n, int64_t c)
 {
-    return real(be, pos) && last(pos) == c &&
+    return real(be, pos) && f32(pos) && last(pos) == c &&
            (rows(pos) == n || (pos->rank == 3 && pos->shape[0] == batch && rows(pos) == batch * n));
 }
 
@@ -240,8 +270,9 @@ void agglo_tokens_join(agglo_backend *be, const agglo_tensor *prefix, const aggl
 {
     int64_t n_prefix = prefix == NULL ? 0 : rows(prefix);
 
-    AGGLO_ASSERT(tokens(be, patches) && tokens(be, y) && y->shape[0] == patches->shape[0] && last(y) == last(patches));
-    AGGLO_ASSERT(prefix == NULL || (real(be, prefix) && last(prefix) == last(y)));
+    AGGLO_ASSERT(tokens(be, patches) && tokens(be, y) && same(y, patches));
+    AGGLO_ASSERT(y->shape[0] == patches->shape[0] && last(y) == last(patches));
+    AGGLO_ASSERT(prefix == NULL || (real(be, prefix) && f32(prefix) && last(prefix) == last(y)));
     AGGLO_ASSERT(y->shape[1] == n_prefix + patches->shape[1] && y->data != patches->data);
     AGGLO_ASSERT(pos == NULL || positions(be, pos, y->shape[0], patches->shape[1], last(y)));
     if (ready(be)) {
@@ -266,9 +297,10 @@ void agglo_tokens_join_bwd(agglo_backend *be, const agglo_tensor *d_y, agglo_ten
         n = d_pos->shape[d_pos->rank - 2];
     }
     AGGLO_ASSERT(n <= d_y->shape[1]);
-    AGGLO_ASSERT(d_patches == NULL || (tokens(be, d_patches) && d_patches->shape[0] == d_y->shape[0] &&
-                                       d_patches->shape[1] == n && last(d_patches) == last(d_y)));
-    AGGLO_ASSERT(d_pos == NULL || (positions(be, d_pos, d_y->shape[0], n, last(d_y)) && f32(d_pos)));
+    AGGLO_ASSERT(d_patches == NULL ||
+                 (tokens(be, d_patches) && same(d_patches, d_y) && d_patches->shape[0] == d_y->shape[0] &&
+                  d_patches->shape[1] == n && last(d_patches) == last(d_y)));
+    AGGLO_ASSERT(d_pos == NULL || positions(be, d_pos, d_y->shape[0], n, last(d_y)));
     if (ready(be)) {
         be->ops->tokens_join_bwd(be, d_y, d_prefix, d_patches, d_pos);
     }
@@ -276,8 +308,9 @@ void agglo_tokens_join_bwd(agglo_backend *be, const agglo_tensor *d_y, agglo_ten
 
 static bool slice_of(const agglo_backend *be, const agglo_tensor *part, int64_t first, const agglo_tensor *whole)
 {
-    return tokens(be, part) && tokens(be, whole) && part->shape[0] == whole->shape[0] && last(part) == last(whole) &&
-           first >= 0 && first + part->shape[1] <= whole->shape[1] && part->data != whole->data;
+    return tokens(be, part) && tokens(be, whole) && same(part, whole) && part->shape[0] == whole->shape[0] &&
+           last(part) == last(whole) && first >= 0 && first + part->shape[1] <= whole->shape[1] &&
+           part->data != whole->data;
 }
 
 void agglo_tokens_slice(agglo_backend *be, const agglo_tensor *x, int64_t first, agglo_tensor *y)
@@ -299,7 +332,7 @@ void agglo_tokens_slice_bwd(agglo_backend *be, const agglo_tensor *d_y, int64_t 
 
 void agglo_tokens_mean(agglo_backend *be, const agglo_tensor *x, agglo_tensor *y)
 {
-    AGGLO_ASSERT(tokens(be, x) && matrix(be, y, x->shape[0], last(x)));
+    AGGLO_ASSERT(tokens(be, x) && matrix(be, y, x->shape[0], last(x)) && same(y, x));
     if (ready(be)) {
         be->ops->tokens_mean(be, x, y);
     }
@@ -307,7 +340,7 @@ void agglo_tokens_mean(agglo_backend *be, const agglo_tensor *x, agglo_tensor *y
 
 void agglo_tokens_mean_bwd(agglo_backend *be, const agglo_tensor *d_y, bool accumulate, agglo_tensor *d_x)
 {
-    AGGLO_ASSERT(tokens(be, d_x) && matrix(be, d_y, d_x->shape[0], last(d_x)));
+    AGGLO_ASSERT(tokens(be, d_x) && matrix(be, d_y, d_x->shape[0], last(d_x)) && same(d_y, d_x));
     if (ready(be)) {
         be->ops->tokens_mean_bwd(be, d_y, accumulate, d_x);
     }
@@ -315,7 +348,7 @@ void agglo_tokens_mean_bwd(agglo_backend *be, const agglo_tensor *d_y, bool accu
 
 static bool maps(const agglo_backend *be, const agglo_tensor *a, const agglo_tensor *b)
 {
-    return real(be, a) && real(be, b) && a->rank == 4 && b->rank == 4 && a->shape[0] == b->shape[0] &&
+    return real(be, a) && real(be, b) && same(a, b) && a->rank == 4 && b->rank == 4 && a->shape[0] == b->shape[0] &&
            last(a) == last(b) && a->data != b->data;
 }
 
@@ -364,7 +397,7 @@ void agglo_adamw(agglo_backend *be, const agglo_adamw_config *config, agglo_tens
 
 void agglo_sum_squares(agglo_backend *be, const agglo_tensor *x, agglo_tensor *out)
 {
-    AGGLO_ASSERT(real(be, x) && vector(be, out, 1) && f32(out));
+    AGGLO_ASSERT(real(be, x) && f32(x) && vector(be, out, 1));
     if (ready(be)) {
         be->ops->sum_squares(be, x, out);
     }
@@ -372,7 +405,7 @@ void agglo_sum_squares(agglo_backend *be, const agglo_tensor *x, agglo_tensor *o
 
 void agglo_axpy(agglo_backend *be, float a, const agglo_tensor *x, agglo_tensor *y)
 {
-    AGGLO_ASSERT(real(be, x) && vector(be, y, agglo_tensor_count(x)));
+    AGGLO_ASSERT(real(be, x) && as_many(be, y, x));
     if (ready(be)) {
         be->ops->axpy(be, a, x, y);
     }

@@ -1,8 +1,12 @@
 /* The operators that models call. Shapes are checked here (AGGLO_ASSERT); the backend's table does the work.
  *
- * All tensors are F32 unless said otherwise (BF16 activations and weights where agglo_backend_supports says so, accumulation
- * always F32). Gradients: an argument named d_x is dLoss/dx. Weight gradients are *added to* what stands there; input gradients are
- * written, or added where `accumulate` says so. Optional arguments may be NULL. Outputs may alias inputs only where stated.
+ * The storage type: the activations and activation gradients of one call, and the weights of its matrix product, are all F32 or, where
+ * agglo_backend_supports says so, all BF16 (weights as BF16 copies of their F32 masters). Everything else is F32 always: biases, norm and
+ * LayerScale parameters, prefix tokens, position tables, row statistics (mean, rstd, lse), loss sums, optimiser state and every
+ * parameter's gradient. Arithmetic is F32 in both; BF16 outputs are rounded once, to nearest even, from F32.
+ *
+ * Gradients: an argument named d_x is dLoss/dx. Weight gradients are *added to* what stands there; input gradients are written, or added
+ * where `accumulate` says so. Optional arguments may be NULL. Outputs may alias inputs only where stated.
  * Reductions run over fixed trees: results do not depend on the number of threads.
  */
 #ifndef AGGLO_TENSOR_OPS_H
@@ -64,7 +68,8 @@ void agglo_residual_bwd(agglo_backend *be, const agglo_tensor *d_y, const agglo_
                         agglo_tensor *d_h, agglo_tensor *d_gamma);
 
 /* Pixels to patch vectors: u8 pixels[B,H,W,3] -> patches[B,(H/p)(W/p),3pp], vector order (channel, row, column), value
- * (x/255 - mean[c]) / std[c] in exactly that order of operations (float32). mean and std are host arrays. */
+ * (x/255 - mean[c]) / std[c] in exactly that order of operations (float32), then rounded where patches is BF16. mean and std are host
+ * arrays. */
 void agglo_patchify(agglo_backend *be, const agglo_tensor *pixels, const float mean[3], const float std[3], int patch,
                     agglo_tensor *patches);
 
@@ -120,10 +125,10 @@ typedef struct agglo_adamw_config {
 void agglo_adamw(agglo_backend *be, const agglo_adamw_config *config, agglo_tensor *p, const agglo_tensor *g,
                  agglo_tensor *m, agglo_tensor *v);
 
-/* out[0] += sum of squares of x (F32, fixed tree). */
+/* out[0] += sum of squares of x, F32 (fixed tree). */
 void agglo_sum_squares(agglo_backend *be, const agglo_tensor *x, agglo_tensor *out);
 
-/* y += a * x */
+/* y += a * x, both of one type */
 void agglo_axpy(agglo_backend *be, float a, const agglo_tensor *x, agglo_tensor *y);
 /* y = x converted to y's dtype (F32, F16, BF16). */
 void agglo_cast(agglo_backend *be, const agglo_tensor *x, agglo_tensor *y);

@@ -14,14 +14,14 @@ static void cpu_free(agglo_backend *be)
     agglo_cpu *cpu = (agglo_cpu *)be;
 
     agglo_pool_free(be->pool);
-    agglo_free(cpu->scratch);
+    agglo_free(cpu->block);
     agglo_free(cpu);
 }
 
 static bool cpu_supports(const agglo_backend *be, agglo_dtype dtype)
 {
     (void)be;
-    return dtype == AGGLO_F32;
+    return dtype == AGGLO_F32 || dtype == AGGLO_BF16;
 }
 
 static void cpu_wait(agglo_backend *be)
@@ -79,6 +79,11 @@ static void cpu_zero(agglo_backend *be, void *dst, size_t n_bytes)
     memset(dst, 0, n_bytes);
 }
 
+static size_t aligned(size_t n_bytes)
+{
+    return (n_bytes + AGGLO_CPU_ALIGN - 1) / AGGLO_CPU_ALIGN * AGGLO_CPU_ALIGN;
+}
+
 bool agglo_cpu_reserve(agglo_backend *be, size_t shared_bytes, size_t worker_bytes)
 {
     agglo_cpu *cpu = (agglo_cpu *)be;
@@ -88,22 +93,24 @@ bool agglo_cpu_reserve(agglo_backend *be, size_t shared_bytes, size_t worker_byt
     if (shared_bytes <= cpu->shared_bytes && worker_bytes <= cpu->worker_bytes) {
         return true;
     }
-    shared_bytes = shared_bytes > cpu->shared_bytes ? (shared_bytes + 63) / 64 * 64 : cpu->shared_bytes;
-    worker_bytes = worker_bytes > cpu->worker_bytes ? (worker_bytes + 63) / 64 * 64 : cpu->worker_bytes;
-    agglo_free(cpu->scratch);
-    cpu->scratch = NULL;
+    shared_bytes = shared_bytes > cpu->shared_bytes ? aligned(shared_bytes) : cpu->shared_bytes;
+    worker_bytes = worker_bytes > cpu->worker_bytes ? aligned(worker_bytes) : cpu->worker_bytes;
+    agglo_free(cpu->block);
+    cpu->block = cpu->scratch = NULL;
     cpu->shared_bytes = cpu->worker_bytes = 0;
-    if (!agglo_size_mul(worker_bytes, n_workers, &total) || !agglo_size_add(total, shared_bytes, &total)) {
+    if (!agglo_size_mul(worker_bytes, n_workers, &total) || !agglo_size_add(total, shared_bytes, &total) ||
+        !agglo_size_add(total, AGGLO_CPU_ALIGN, &total)) {
         agglo_fail(&err, AGGLO_E_MEMORY, "scratch of %zu x %zu bytes is more than can be addressed", n_workers,
                    worker_bytes);
     } else {
-        cpu->scratch = agglo_alloc(total, 1, &err);
+        cpu->block = agglo_alloc(total, 1, &err);
     }
-    if (cpu->scratch == NULL) {
+    if (cpu->block == NULL) {
         agglo_doing(&err, "cannot allocate scratch of the CPU backend");
         agglo_backend_latch(be, &err);
         return false;
     }
+    cpu->scratch = cpu->block + (AGGLO_CPU_ALIGN - (uintptr_t)cpu->block % AGGLO_CPU_ALIGN) % AGGLO_CPU_ALIGN;
     cpu->shared_bytes = shared_bytes;
     cpu->worker_bytes = worker_bytes;
     return true;
@@ -191,6 +198,7 @@ agglo_status agglo_backend_cpu_new(agglo_backend **out, int n_threads, agglo_err
         .download = cpu_move,
         .copy = cpu_move,
         .zero = cpu_zero,
+        .product = agglo_cpu_product,
     };
     be = &made->cpu.base;
     be->ops = &made->ops;

@@ -11,10 +11,13 @@
 
 #include "tensor/backend_impl.h"
 
+#define AGGLO_CPU_ALIGN 64 /* of scratch, shared and each worker's: a cache line, and the widest vector */
+
 typedef struct agglo_cpu {
     agglo_backend base;
-    uint8_t *scratch; /* [shared | worker 0 | worker 1 | ...] */
-    size_t scratch_bytes, shared_bytes, worker_bytes;
+    uint8_t *block;   /* what scratch lies in */
+    uint8_t *scratch; /* [shared | worker 0 | worker 1 | ...], aligned */
+    size_t shared_bytes, worker_bytes;
 } agglo_cpu;
 
 /* Have at least shared_bytes for the operator and worker_bytes for each worker, contents undefined; false, failure latched, when there is
@@ -36,14 +39,86 @@ static inline void *agglo_cpu_worker(agglo_backend *be, int worker)
 void agglo_cpu_sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a,
                      int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
 
+/* agglo_backend_product. */
+void agglo_cpu_product(agglo_backend *be, const agglo_tensor *a, const agglo_tensor *b, bool transpose_b,
+                       agglo_tensor *c);
+
 /* The status of a product that failed on any thread since the last call, 0 when none did. */
 int agglo_cpu_sgemm_failure(void);
+
+/* A matrix as it is stored, F32 or BF16: element (outer, k) is data[outer ld + k] where k runs fastest, data[k ld + outer] otherwise. */
+typedef struct agglo_cpu_operand {
+    const void *data;
+    agglo_dtype dtype;
+    int64_t ld;
+    bool k_fastest;
+} agglo_cpu_operand;
+
+/* C[m,n] (+)= A[m,k] B[k,n], sums in F32. `finish`, where given, is called once for every element, in blocks of at most some 100 x 64 that
+ * are in cache, when its sum is complete; c NULL leaves it to finish to keep the result: `block` is scratch then.
+ * a_sums[m], where given, gets A's row sums added. An element's value depends on its row of A, its column of B and k alone. */
+typedef struct agglo_cpu_gemm {
+    int64_t m, n, k;
+    agglo_cpu_operand a, b;
+    float *c;
+    int64_t ldc;
+    bool accumulate; /* to c */
+    float *a_sums;
+    void (*finish)(void *context, int64_t row, int64_t rows, int64_t col, int64_t cols, float *block, int64_t ld);
+    void *context;
+} agglo_cpu_gemm;
 
 #define AGGLO_CPU_JOIN2(name, isa) agglo_cpu_##name##_##isa
 #define AGGLO_CPU_JOIN(name, isa)  AGGLO_CPU_JOIN2(name, isa)
 
 #ifdef AGGLO_CPU_ISA
 #define AGGLO_CPU_NAME(name) AGGLO_CPU_JOIN(name, AGGLO_CPU_ISA)
+
+/* BF16 to F32 and back (to nearest even; a NaN stays one), in vector loops. */
+static inline void agglo_cpu_from_bf16(int64_t n, const uint16_t *restrict in, float *restrict out)
+{
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) {
+        out[i] = agglo_bf16_to_f32(in[i]);
+    }
+}
+
+static inline void agglo_cpu_to_bf16(int64_t n, const float *restrict in, uint16_t *restrict out)
+{
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) {
+        out[i] = agglo_f32_to_bf16(in[i]);
+    }
+}
+
+/* Elements first..first+n of a tensor (F32, BF16) in F32: in place, or converted into `scratch`. */
+static inline const float *agglo_cpu_in(const agglo_tensor *t, int64_t first, int64_t n, float *scratch)
+{
+    if (t->dtype == AGGLO_F32) {
+        return (const float *)t->data + first;
+    }
+    agglo_cpu_from_bf16(n, (const uint16_t *)t->data + first, scratch);
+    return scratch;
+}
+
+/* Where to write elements first.. of a tensor in F32: in place or `scratch`; agglo_cpu_put then rounds what stands in scratch. */
+static inline float *agglo_cpu_out(const agglo_tensor *t, int64_t first, float *scratch)
+{
+    return t->dtype == AGGLO_F32 ? (float *)t->data + first : scratch;
+}
+
+static inline void agglo_cpu_put(const agglo_tensor *t, int64_t first, int64_t n, const float *written)
+{
+    if (t->dtype != AGGLO_F32) {
+        agglo_cpu_to_bf16(n, written, (uint16_t *)t->data + first);
+    }
+}
+
+/* Have scratch for rows of c floats for each worker, where the type is not F32 and so needs it. */
+static inline bool agglo_cpu_reserve_rows(agglo_backend *be, const agglo_tensor *t, int64_t n_rows, int64_t c)
+{
+    return t->dtype == AGGLO_F32 || agglo_cpu_reserve(be, 0, (size_t)(n_rows * c) * sizeof(float));
+}
 
 void AGGLO_CPU_NAME(attention_ops)(agglo_backend_ops *ops);
 void AGGLO_CPU_NAME(elementwise_ops)(agglo_backend_ops *ops);
@@ -54,6 +129,8 @@ void AGGLO_CPU_NAME(tokens_ops)(agglo_backend_ops *ops);
 void AGGLO_CPU_NAME(attention_bias_ops)(agglo_backend_ops *ops);
 void AGGLO_CPU_NAME(gather_ops)(agglo_backend_ops *ops);
 void AGGLO_CPU_NAME(resample_ops)(agglo_backend_ops *ops);
+
+void AGGLO_CPU_NAME(gemm)(agglo_backend *be, const agglo_cpu_gemm *product);
 
 /* y[i] = act(x[i] + b[i]), b NULL for none; pre[i] = x[i] + b[i] is kept where pre is given. x, pre and y may be the same row. */
 void AGGLO_CPU_NAME(bias_act)(agglo_act act, int64_t n, const float *x, const float *b, float *pre, float *y);

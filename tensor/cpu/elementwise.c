@@ -1,5 +1,7 @@
 /* Element by element on the CPU: activations, gated units, residuals, the optimiser's update, conversions and sums.
  *
+ * BF16 goes through F32 scratch, by blocks on the stack or by rows of a worker's.
+ *
  * `#pragma omp simd` states that iterations are independent, which holds also where an output is an input (the same element).
  */
 #include "tensor/cpu/cpu_impl.h"
@@ -9,6 +11,7 @@
 #include <string.h>
 
 #define CHUNK 16384 /* elements per task */
+#define BLOCK 1024  /* of a chunk that are converted at a time, where they are not F32 */
 
 /* One loop per activation: the choice is made outside. */
 #define ACT_LOOP(expr)                                                                                                 \
@@ -61,7 +64,10 @@ void AGGLO_CPU_NAME(bias_act)(agglo_act act, int64_t n, const float *x, const fl
 /* Arrays of one loop over n elements; what an operator does not use is NULL. */
 typedef struct range_work {
     int64_t n, c;
-    const float *a, *b, *gamma;
+    const agglo_tensor *x, *other; /* of the storage type */
+    agglo_tensor *out;
+    agglo_backend *be;
+    const float *a, *gamma;
     float *y, *m, *v;
     agglo_act act;
     float scale;
@@ -77,18 +83,31 @@ static void run_chunks(agglo_backend *be, range_work *job, void (*body)(void *, 
     agglo_pool_for(be->pool, agglo_ceil_div(job->n, CHUNK), body, job);
 }
 
+/* Elements per pass through a chunk. */
+static int64_t step_of(const agglo_tensor *t)
+{
+    return t->dtype == AGGLO_F32 ? CHUNK : BLOCK;
+}
+
 static void activate_chunk(void *context, int64_t index, int worker)
 {
     const range_work *job = context;
-    int64_t first = index * CHUNK;
+    int64_t end = agglo_min((index + 1) * CHUNK, job->n), step = step_of(job->x);
+    float x_block[BLOCK], y_block[BLOCK];
 
     (void)worker;
-    act_range(job->act, agglo_min(CHUNK, job->n - first), job->a + first, job->y + first);
+    for (int64_t first = index * CHUNK; first < end; first += step) {
+        int64_t n = agglo_min(step, end - first);
+        float *y = agglo_cpu_out(job->out, first, y_block);
+
+        act_range(job->act, n, agglo_cpu_in(job->x, first, n, x_block), y);
+        agglo_cpu_put(job->out, first, n, y);
+    }
 }
 
 static void activate(agglo_backend *be, agglo_act act, const agglo_tensor *x, agglo_tensor *y)
 {
-    range_work job = {.n = agglo_tensor_count(x), .a = x->data, .y = y->data, .act = act};
+    range_work job = {.n = agglo_tensor_count(x), .x = x, .out = y, .act = act};
 
     run_chunks(be, &job, activate_chunk);
 }
@@ -102,15 +121,9 @@ static void activate(agglo_backend *be, agglo_act act, const agglo_tensor *x, ag
         }                                                                                                              \
     } while (0)
 
-static void activate_bwd_chunk(void *context, int64_t index, int worker)
+static void act_bwd_range(agglo_act act, int64_t n, const float *x, const float *d_y, float *d_x)
 {
-    const range_work *job = context;
-    int64_t first = index * CHUNK, n = agglo_min(CHUNK, job->n - first);
-    const float *x = job->a + first, *d_y = job->b + first;
-    float *d_x = job->y + first;
-
-    (void)worker;
-    switch (job->act) {
+    switch (act) {
     case AGGLO_ACT_NONE:
         if (d_x != d_y) {
             memcpy(d_x, d_y, (size_t)n * sizeof *d_x);
@@ -131,10 +144,27 @@ static void activate_bwd_chunk(void *context, int64_t index, int worker)
     }
 }
 
+static void activate_bwd_chunk(void *context, int64_t index, int worker)
+{
+    const range_work *job = context;
+    int64_t end = agglo_min((index + 1) * CHUNK, job->n), step = step_of(job->x);
+    float x_block[BLOCK], d_y_block[BLOCK], d_x_block[BLOCK];
+
+    (void)worker;
+    for (int64_t first = index * CHUNK; first < end; first += step) {
+        int64_t n = agglo_min(step, end - first);
+        float *d_x = agglo_cpu_out(job->out, first, d_x_block);
+
+        act_bwd_range(job->act, n, agglo_cpu_in(job->x, first, n, x_block),
+                      agglo_cpu_in(job->other, first, n, d_y_block), d_x);
+        agglo_cpu_put(job->out, first, n, d_x);
+    }
+}
+
 static void activate_bwd(agglo_backend *be, agglo_act act, const agglo_tensor *x, const agglo_tensor *d_y,
                          agglo_tensor *d_x)
 {
-    range_work job = {.n = agglo_tensor_count(x), .a = x->data, .b = d_y->data, .y = d_x->data, .act = act};
+    range_work job = {.n = agglo_tensor_count(x), .x = x, .other = d_y, .out = d_x, .act = act};
 
     run_chunks(be, &job, activate_bwd_chunk);
 }
@@ -150,40 +180,50 @@ static void run_rows(agglo_backend *be, range_work *job, void (*body)(void *, in
     agglo_pool_for(be->pool, agglo_ceil_div(job->n, rows_per_task(job->c)), body, job);
 }
 
+/* Scratch of a worker that holds rows of `c` floats; only where rows are not F32. */
+static float *scratch_of(const range_work *job, int worker)
+{
+    return job->x->dtype == AGGLO_F32 ? NULL : agglo_cpu_worker(job->be, worker);
+}
+
 static void swiglu_rows(void *context, int64_t index, int worker)
 {
     const range_work *job = context;
     int64_t h = job->c, step = rows_per_task(h), end = agglo_min((index + 1) * step, job->n);
+    float *scratch = scratch_of(job, worker);
 
-    (void)worker;
     for (int64_t i = index * step; i < end; i++) {
-        const float *gate = job->a + 2 * i * h, *value = gate + h;
-        float *y = job->y + i * h;
+        const float *gate = agglo_cpu_in(job->x, 2 * i * h, 2 * h, scratch), *value = gate + h;
+        float *y = agglo_cpu_out(job->out, i * h, scratch); /* an element is read before it is written */
 
 #pragma omp simd
         for (int64_t j = 0; j < h; j++) {
             y[j] = agglo_silu(gate[j]) * value[j];
         }
+        agglo_cpu_put(job->out, i * h, h, y);
     }
 }
 
 static void swiglu(agglo_backend *be, const agglo_tensor *u, agglo_tensor *y)
 {
     int64_t h = y->shape[y->rank - 1];
-    range_work job = {.n = agglo_tensor_count(y) / h, .c = h, .a = u->data, .y = y->data};
+    range_work job = {.n = agglo_tensor_count(y) / h, .c = h, .x = u, .out = y, .be = be};
 
-    run_rows(be, &job, swiglu_rows);
+    if (agglo_cpu_reserve_rows(be, u, 2, h)) {
+        run_rows(be, &job, swiglu_rows);
+    }
 }
 
 static void swiglu_bwd_rows(void *context, int64_t index, int worker)
 {
     const range_work *job = context;
     int64_t h = job->c, step = rows_per_task(h), end = agglo_min((index + 1) * step, job->n);
+    float *scratch = scratch_of(job, worker), *d_y_scratch = scratch == NULL ? NULL : scratch + 2 * h;
 
-    (void)worker;
     for (int64_t i = index * step; i < end; i++) {
-        const float *gate = job->a + 2 * i * h, *value = gate + h, *d_y = job->b + i * h;
-        float *d_gate = job->y + 2 * i * h, *d_value = d_gate + h;
+        const float *gate = agglo_cpu_in(job->x, 2 * i * h, 2 * h, scratch), *value = gate + h;
+        const float *d_y = agglo_cpu_in(job->other, i * h, h, d_y_scratch);
+        float *d_gate = agglo_cpu_out(job->out, 2 * i * h, scratch), *d_value = d_gate + h;
 
 #pragma omp simd
         for (int64_t j = 0; j < h; j++) {
@@ -192,26 +232,29 @@ static void swiglu_bwd_rows(void *context, int64_t index, int worker)
             d_value[j] = d * agglo_silu(g);
             d_gate[j] = d_g;
         }
+        agglo_cpu_put(job->out, 2 * i * h, 2 * h, d_gate);
     }
 }
 
 static void swiglu_bwd(agglo_backend *be, const agglo_tensor *u, const agglo_tensor *d_y, agglo_tensor *d_u)
 {
     int64_t h = d_y->shape[d_y->rank - 1];
-    range_work job = {.n = agglo_tensor_count(d_y) / h, .c = h, .a = u->data, .b = d_y->data, .y = d_u->data};
+    range_work job = {.n = agglo_tensor_count(d_y) / h, .c = h, .x = u, .other = d_y, .out = d_u, .be = be};
 
-    run_rows(be, &job, swiglu_bwd_rows);
+    if (agglo_cpu_reserve_rows(be, u, 3, h)) {
+        run_rows(be, &job, swiglu_bwd_rows);
+    }
 }
 
 static void residual_rows(void *context, int64_t index, int worker)
 {
     const range_work *job = context;
     int64_t c = job->c, step = rows_per_task(c), end = agglo_min((index + 1) * step, job->n);
+    float *scratch = scratch_of(job, worker), *h_scratch = scratch == NULL ? NULL : scratch + c;
 
-    (void)worker;
     for (int64_t i = index * step; i < end; i++) {
-        const float *x = job->a + i * c, *h = job->b + i * c;
-        float *y = job->y + i * c;
+        const float *x = agglo_cpu_in(job->x, i * c, c, scratch), *h = agglo_cpu_in(job->other, i * c, c, h_scratch);
+        float *y = agglo_cpu_out(job->out, i * c, scratch);
 
         if (job->gamma == NULL) {
 #pragma omp simd
@@ -224,6 +267,7 @@ static void residual_rows(void *context, int64_t index, int worker)
                 y[j] = x[j] + job->gamma[j] * h[j];
             }
         }
+        agglo_cpu_put(job->out, i * c, c, y);
     }
 }
 
@@ -231,10 +275,12 @@ static void residual(agglo_backend *be, const agglo_tensor *x, const agglo_tenso
                      agglo_tensor *y)
 {
     int64_t c = x->shape[x->rank - 1];
-    range_work job = {.n = agglo_tensor_count(x) / c, .c = c, .a = x->data, .b = h->data, .y = y->data};
+    range_work job = {.n = agglo_tensor_count(x) / c, .c = c, .x = x, .other = h, .out = y, .be = be};
 
     job.gamma = gamma == NULL ? NULL : gamma->data;
-    run_rows(be, &job, residual_rows);
+    if (agglo_cpu_reserve_rows(be, x, 2, c)) {
+        run_rows(be, &job, residual_rows);
+    }
 }
 
 #define COLS       256 /* columns per task where columns are summed */
@@ -251,11 +297,12 @@ static void residual_bwd_cols(void *context, int64_t index, int worker)
     (void)worker;
     for (int64_t i0 = 0; i0 < job->n; i0 += BLOCK_ROWS) {
         int64_t i1 = agglo_min(i0 + BLOCK_ROWS, job->n);
-        float block[COLS] = {0};
+        float block[COLS] = {0}, h_block[COLS], d_block[COLS];
 
         for (int64_t i = i0; i < i1; i++) {
-            const float *d_y = job->a + i * c + first, *h = job->b + i * c + first;
-            float *d_h = job->y + i * c + first;
+            const float *d_y = agglo_cpu_in(job->x, i * c + first, n, d_block);
+            const float *h = agglo_cpu_in(job->other, i * c + first, n, h_block);
+            float *d_h = agglo_cpu_out(job->out, i * c + first, d_block);
 
 #pragma omp simd
             for (int64_t j = 0; j < n; j++) {
@@ -264,6 +311,7 @@ static void residual_bwd_cols(void *context, int64_t index, int worker)
                 block[j] += d * h[j];
                 d_h[j] = gamma[j] * d;
             }
+            agglo_cpu_put(job->out, i * c + first, n, d_h);
         }
         for (int64_t j = 0; j < n; j++) {
             total[j] += (double)block[j];
@@ -278,9 +326,8 @@ static void residual_bwd(agglo_backend *be, const agglo_tensor *d_y, const agglo
                          agglo_tensor *d_h, agglo_tensor *d_gamma)
 {
     int64_t c = d_y->shape[d_y->rank - 1];
-    range_work job = {.n = agglo_tensor_count(d_y) / c, .c = c, .a = d_y->data, .b = h->data, .gamma = gamma->data};
+    range_work job = {.n = agglo_tensor_count(d_y) / c, .c = c, .x = d_y, .other = h, .out = d_h, .gamma = gamma->data};
 
-    job.y = d_h->data;
     job.m = d_gamma->data;
     agglo_pool_for(be->pool, agglo_ceil_div(c, COLS), residual_bwd_cols, &job);
 }
@@ -357,20 +404,26 @@ static void sum_squares(agglo_backend *be, const agglo_tensor *x, agglo_tensor *
 static void axpy_chunk(void *context, int64_t index, int worker)
 {
     const range_work *job = context;
-    int64_t first = index * CHUNK, n = agglo_min(CHUNK, job->n - first);
-    const float *x = job->a + first;
-    float *y = job->y + first;
+    int64_t end = agglo_min((index + 1) * CHUNK, job->n), step = step_of(job->x);
+    float x_block[BLOCK], y_block[BLOCK];
 
     (void)worker;
+    for (int64_t first = index * CHUNK; first < end; first += step) {
+        int64_t n = agglo_min(step, end - first);
+        const float *x = agglo_cpu_in(job->x, first, n, x_block), *was = agglo_cpu_in(job->out, first, n, y_block);
+        float *y = agglo_cpu_out(job->out, first, y_block);
+
 #pragma omp simd
-    for (int64_t i = 0; i < n; i++) {
-        y[i] += job->scale * x[i];
+        for (int64_t i = 0; i < n; i++) {
+            y[i] = was[i] + job->scale * x[i];
+        }
+        agglo_cpu_put(job->out, first, n, y);
     }
 }
 
 static void axpy(agglo_backend *be, float a, const agglo_tensor *x, agglo_tensor *y)
 {
-    range_work job = {.n = agglo_tensor_count(x), .a = x->data, .y = y->data, .scale = a};
+    range_work job = {.n = agglo_tensor_count(x), .x = x, .out = y, .scale = a};
 
     run_chunks(be, &job, axpy_chunk);
 }
@@ -381,11 +434,11 @@ static void cast_chunk(void *context, int64_t index, int worker)
     const range_work *job = context;
     int64_t first = index * CHUNK, end = agglo_min(first + CHUNK, job->n);
     size_t from_size = agglo_dtype_size(job->from_dtype), to_size = agglo_dtype_size(job->to_dtype);
-    float block[1024];
+    float block[BLOCK];
 
     (void)worker;
-    for (int64_t i = first; i < end; i += 1024) {
-        size_t n = (size_t)agglo_min(1024, end - i);
+    for (int64_t i = first; i < end; i += BLOCK) {
+        size_t n = (size_t)agglo_min(BLOCK, end - i);
 
         agglo_dtype_to_f32(block, (const uint8_t *)job->from + (size_t)i * from_size, job->from_dtype, n);
         agglo_dtype_from_f32((uint8_t *)job->to + (size_t)i * to_size, block, job->to_dtype, n);

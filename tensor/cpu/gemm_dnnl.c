@@ -37,6 +37,33 @@ int agglo_cpu_sgemm_failure(void)
     return atomic_exchange(&failure, 0);
 }
 
+typedef struct slices {
+    int64_t m, n, k, n_slices;
+    const float *a, *b;
+    float *c;
+    bool transpose_b;
+} slices;
+
+static void product_slice(void *context, int64_t index, int worker)
+{
+    const slices *s = context;
+    int64_t from = s->m * index / s->n_slices, to = s->m * (index + 1) / s->n_slices;
+
+    (void)worker;
+    agglo_cpu_sgemm(false, s->transpose_b, to - from, s->n, s->k, 1.0f, s->a + from * s->k, s->k, s->b,
+                    s->transpose_b ? s->k : s->n, 0.0f, s->c + from * s->n, s->n);
+}
+
+void agglo_cpu_product(agglo_backend *be, const agglo_tensor *a, const agglo_tensor *b, bool transpose_b,
+                       agglo_tensor *c)
+{
+    int64_t m = a->shape[0];
+    slices s = {m,       c->shape[1], a->shape[1], agglo_min(m, agglo_pool_threads(be->pool)),
+                a->data, b->data,     c->data,     transpose_b};
+
+    agglo_pool_for(be->pool, s.n_slices, product_slice, &s);
+}
+
 agglo_backend_library agglo_backend_cpu_library(void)
 {
     const dnnl_version_t *version = dnnl_version();

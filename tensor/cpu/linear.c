@@ -1,177 +1,133 @@
-/* Linear layers on the CPU: oneDNN products over tiles, with bias and activation applied while a tile is in cache.
+/* Linear layers on the CPU: three products (gemm.c), with bias and activation applied to blocks of the output while they are in cache.
  *
- * Tiles depend on the shape only. The reduction of a product stays whole inside one task: over K going forward, over N for the input gradient,
- * over M (all rows) for the weight gradient.
+ *     y = act(x w^T + b)        A = x [M,K]       B = w^T [K,N]
+ *     d_x = d_y w               A = d_y [M,N]     B = w [N,K]
+ *     d_w += d_y^T x            A = d_y^T [N,M]   B = x [M,K];   d_b += A's row sums
+ *
+ * A BF16 output is rounded from the block of F32 sums.
  */
 #include "tensor/cpu/cpu_impl.h"
 
-#define TILE_ROWS     256 /* rows per product: enough to pay for packing the weights again */
-#define TILE_COLS     128 /* the least worth a product of its own */
-#define MIN_TASKS     16  /* cut columns too when there are fewer row tiles than this */
-#define WEIGHT_ROWS   128 /* rows of d_w per task */
-#define PACKED_COLS   256 /* rows of d_y that are transposed at a time */
-#define PACKED_STRIDE 272 /* not a power of two: rows of a block must not fall on the same cache sets */
-
-/* A matrix cut into tiles of rows x cols. */
-typedef struct tiling {
-    int64_t m, n, tile_m, tile_n, n_m, n_n;
-} tiling;
-
-static tiling cut(int64_t m, int64_t n, int64_t tile_rows)
+static agglo_cpu_operand operand(const agglo_tensor *t, int64_t ld, bool k_fastest)
 {
-    tiling t = {m, n, agglo_min(m, tile_rows), n, 0, 0};
-
-    t.n_m = agglo_ceil_div(m, t.tile_m);
-    t.tile_m = agglo_ceil_div(m, t.n_m); /* even tiles */
-    t.n_n = agglo_min(agglo_ceil_div(MIN_TASKS, t.n_m), agglo_ceil_div(n, TILE_COLS));
-    t.tile_n = agglo_ceil_div(agglo_ceil_div(n, t.n_n), 16) * 16;
-    t.n_n = agglo_ceil_div(n, t.tile_n);
-    return t;
+    return (agglo_cpu_operand){t->data, t->dtype, ld, k_fastest};
 }
 
-typedef struct tile {
-    int64_t m0, m, n0, n;
-} tile;
-
-static tile tile_at(const tiling *t, int64_t index)
-{
-    tile out = {index / t->n_n * t->tile_m, 0, index % t->n_n * t->tile_n, 0};
-
-    out.m = agglo_min(t->tile_m, t->m - out.m0);
-    out.n = agglo_min(t->tile_n, t->n - out.n0);
-    return out;
-}
-
-typedef struct linear_work {
-    tiling tiles;
-    int64_t k;
-    const float *x, *w, *b;
-    float *pre, *y;
+typedef struct linear_out {
     agglo_act act;
-} linear_work;
+    int64_t n;
+    const float *b;
+    agglo_tensor *pre, *y;
+} linear_out;
 
-static void linear_tile(void *context, int64_t index, int worker)
+/* y = act(sum + b), pre = sum + b; with pre the sums stand in pre, else in y. */
+static void finish_linear(void *context, int64_t row, int64_t rows, int64_t col, int64_t cols, float *block, int64_t ld)
 {
-    const linear_work *job = context;
-    tile at = tile_at(&job->tiles, index);
-    int64_t n = job->tiles.n;
-    float *y = job->y + at.m0 * n + at.n0;
-    float *pre = job->pre == NULL ? NULL : job->pre + at.m0 * n + at.n0;
+    const linear_out *out = context;
+    const float *b = out->b == NULL ? NULL : out->b + col;
 
-    (void)worker;
-    agglo_cpu_sgemm(false, true, at.m, at.n, job->k, 1.0f, job->x + at.m0 * job->k, job->k, job->w + at.n0 * job->k,
-                    job->k, 0.0f, y, n);
-    if (job->b == NULL && job->act == AGGLO_ACT_NONE && pre == NULL) {
-        return;
-    }
-    for (int64_t i = 0; i < at.m; i++) {
+    for (int64_t i = 0; i < rows; i++) {
+        float *sum = block + i * ld;
+        int64_t at = (row + i) * out->n + col;
+
         AGGLO_CPU_NAME(bias_act)
-        (job->act, at.n, y + i * n, job->b == NULL ? NULL : job->b + at.n0, pre == NULL ? NULL : pre + i * n,
-         y + i * n);
+        (out->act, cols, sum, b, out->pre == NULL ? NULL : sum, (float *)out->y->data + at);
+    }
+}
+
+/* The same with sums in scratch, and BF16 out. */
+static void finish_linear_bf16(void *context, int64_t row, int64_t rows, int64_t col, int64_t cols, float *block,
+                               int64_t ld)
+{
+    const linear_out *out = context;
+    const float *b = out->b == NULL ? NULL : out->b + col;
+
+    for (int64_t i = 0; i < rows; i++) {
+        float *sum = block + i * ld;
+        int64_t at = (row + i) * out->n + col;
+
+        if (out->pre != NULL) {
+            AGGLO_CPU_NAME(bias_act)(AGGLO_ACT_NONE, cols, sum, b, NULL, sum);
+            agglo_cpu_to_bf16(cols, sum, (uint16_t *)out->pre->data + at);
+            AGGLO_CPU_NAME(bias_act)(out->act, cols, sum, NULL, NULL, sum);
+        } else {
+            AGGLO_CPU_NAME(bias_act)(out->act, cols, sum, b, NULL, sum);
+        }
+        agglo_cpu_to_bf16(cols, sum, (uint16_t *)out->y->data + at);
     }
 }
 
 static void linear(agglo_backend *be, const agglo_tensor *x, const agglo_tensor *w, const agglo_tensor *b,
                    agglo_act act, agglo_tensor *pre, agglo_tensor *y)
 {
-    int64_t k = w->shape[1], n = w->shape[0], m = agglo_tensor_count(x) / k;
-    linear_work job = {cut(m, n, TILE_ROWS),           k,       x->data, w->data, b == NULL ? NULL : b->data,
-                       pre == NULL ? NULL : pre->data, y->data, act};
+    int64_t n = w->shape[0], k = w->shape[1], m = agglo_tensor_count(x) / k;
+    linear_out out = {act, n, b == NULL ? NULL : b->data, pre, y};
+    agglo_cpu_gemm product = {
+        .m = m, .n = n, .k = k, .a = operand(x, k, true), .b = operand(w, k, true), .ldc = n, .context = &out};
 
-    agglo_pool_for(be->pool, job.tiles.n_m * job.tiles.n_n, linear_tile, &job);
+    if (y->dtype == AGGLO_BF16) {
+        product.finish = finish_linear_bf16;
+    } else {
+        product.c = pre == NULL ? y->data : pre->data;
+        product.finish = b != NULL || act != AGGLO_ACT_NONE || pre != NULL ? finish_linear : NULL;
+    }
+    AGGLO_CPU_NAME(gemm)(be, &product);
 }
 
-typedef struct input_work {
-    tiling tiles; /* of d_x[M,K] */
-    int64_t n;
-    const float *d_y, *w;
-    float *d_x, beta;
-} input_work;
+typedef struct input_out {
+    int64_t k;
+    uint16_t *d_x;
+    bool accumulate;
+} input_out;
 
-static void input_tile(void *context, int64_t index, int worker)
+static void finish_input_bf16(void *context, int64_t row, int64_t rows, int64_t col, int64_t cols, float *block,
+                              int64_t ld)
 {
-    const input_work *job = context;
-    tile at = tile_at(&job->tiles, index);
-    int64_t k = job->tiles.n;
+    const input_out *out = context;
 
-    (void)worker;
-    agglo_cpu_sgemm(false, false, at.m, at.n, job->n, 1.0f, job->d_y + at.m0 * job->n, job->n, job->w + at.n0, k,
-                    job->beta, job->d_x + at.m0 * k + at.n0, k);
+    for (int64_t i = 0; i < rows; i++) {
+        uint16_t *d_x = out->d_x + (row + i) * out->k + col;
+        float *sum = block + i * ld;
+
+        for (int64_t j = 0; out->accumulate && j < cols; j++) {
+            sum[j] += agglo_bf16_to_f32(d_x[j]);
+        }
+        agglo_cpu_to_bf16(cols, sum, d_x);
+    }
 }
 
 static void linear_bwd_input(agglo_backend *be, const agglo_tensor *d_y, const agglo_tensor *w, bool accumulate,
                              agglo_tensor *d_x)
 {
-    int64_t k = w->shape[1], n = w->shape[0], m = agglo_tensor_count(d_y) / n;
-    input_work job = {cut(m, k, TILE_ROWS), n, d_y->data, w->data, d_x->data, accumulate ? 1.0f : 0.0f};
+    int64_t n = w->shape[0], k = w->shape[1], m = agglo_tensor_count(d_y) / n;
+    input_out out = {k, d_x->data, accumulate};
+    agglo_cpu_gemm product = {
+        .m = m, .n = k, .k = n, .a = operand(d_y, n, true), .b = operand(w, k, false), .ldc = k, .context = &out};
 
-    agglo_pool_for(be->pool, job.tiles.n_m * job.tiles.n_n, input_tile, &job);
-}
-
-typedef struct weight_work {
-    agglo_backend *be;
-    tiling tiles; /* of d_w[N,K] */
-    int64_t m;
-    const float *d_y, *x;
-    float *d_w, *d_b;
-} weight_work;
-
-/* out[j][i] = d_y[i][j] for m rows and n columns. */
-static void transpose(int64_t m, int64_t n, const float *d_y, int64_t stride, float *out)
-{
-    for (int64_t i0 = 0; i0 < m; i0 += 16) {
-        int64_t i1 = agglo_min(i0 + 16, m);
-
-        for (int64_t j = 0; j < n; j++) {
-            for (int64_t i = i0; i < i1; i++) {
-                out[j * PACKED_STRIDE + i] = d_y[i * stride + j];
-            }
-        }
+    if (d_x->dtype == AGGLO_BF16) {
+        product.finish = finish_input_bf16;
+    } else {
+        product.c = d_x->data;
+        product.accumulate = accumulate;
     }
-}
-
-/* A strided, transposed left operand makes oneDNN half as fast: blocks of d_y are transposed into scratch first, where their column
- * sums are row sums. Blocks are added in order of rows. */
-static void weight_tile(void *context, int64_t index, int worker)
-{
-    const weight_work *job = context;
-    tile at = tile_at(&job->tiles, index);
-    int64_t n = job->tiles.m, k = job->tiles.n;
-    float *packed = agglo_cpu_worker(job->be, worker);
-    double sums[WEIGHT_ROWS] = {0};
-    bool bias = job->d_b != NULL && at.n0 == 0;
-
-    for (int64_t m0 = 0; m0 < job->m; m0 += PACKED_COLS) {
-        int64_t m = agglo_min(PACKED_COLS, job->m - m0);
-
-        transpose(m, at.m, job->d_y + m0 * n + at.m0, n, packed);
-        agglo_cpu_sgemm(false, false, at.m, at.n, m, 1.0f, packed, PACKED_STRIDE, job->x + m0 * k + at.n0, k, 1.0f,
-                        job->d_w + at.m0 * k + at.n0, k);
-        for (int64_t j = 0; bias && j < at.m; j++) {
-            const float *row = packed + j * PACKED_STRIDE;
-            float sum = 0.0f;
-
-#pragma omp simd reduction(+ : sum)
-            for (int64_t i = 0; i < m; i++) {
-                sum += row[i];
-            }
-            sums[j] += (double)sum;
-        }
-    }
-    for (int64_t j = 0; bias && j < at.m; j++) {
-        job->d_b[at.m0 + j] = (float)((double)job->d_b[at.m0 + j] + sums[j]);
-    }
+    AGGLO_CPU_NAME(gemm)(be, &product);
 }
 
 static void linear_bwd_weight(agglo_backend *be, const agglo_tensor *d_y, const agglo_tensor *x, agglo_tensor *d_w,
                               agglo_tensor *d_b)
 {
     int64_t n = d_w->shape[0], k = d_w->shape[1], m = agglo_tensor_count(x) / k;
-    weight_work job = {be, cut(n, k, WEIGHT_ROWS), m, d_y->data, x->data, d_w->data, d_b == NULL ? NULL : d_b->data};
+    agglo_cpu_gemm product = {.m = n,
+                              .n = k,
+                              .k = m,
+                              .a = operand(d_y, n, false),
+                              .b = operand(x, k, false),
+                              .c = d_w->data,
+                              .ldc = k,
+                              .accumulate = true,
+                              .a_sums = d_b == NULL ? NULL : d_b->data};
 
-    if (agglo_cpu_reserve(be, 0, WEIGHT_ROWS * PACKED_STRIDE * sizeof(float))) {
-        agglo_pool_for(be->pool, job.tiles.n_m * job.tiles.n_n, weight_tile, &job);
-    }
+    AGGLO_CPU_NAME(gemm)(be, &product);
 }
 
 void AGGLO_CPU_NAME(linear_ops)(agglo_backend_ops *ops)

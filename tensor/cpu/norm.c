@@ -1,13 +1,16 @@
 /* Layer normalisation on the CPU. A row is read twice, once for the mean and once for the variance about it, both times from cache
- * after the first; statistics are float32. */
+ * after the first; statistics are float32. Rows of BF16 are converted into scratch of the worker. */
 #include "tensor/cpu/cpu_impl.h"
 
 #define MAX_BLOCKS 64 /* row blocks whose weight gradients are kept apart and then added in order */
 
 typedef struct norm_work {
+    agglo_backend *be;
     int64_t m, c, block_rows;
-    const float *x, *w, *b, *d_y;
-    float *y, *mean, *rstd, *d_x;
+    const agglo_tensor *x, *d_y;
+    agglo_tensor *y, *d_x;
+    const float *w, *b;
+    float *mean, *rstd;
     const float *kept_mean, *kept_rstd;
     float eps;
     bool accumulate;
@@ -16,16 +19,20 @@ typedef struct norm_work {
     int64_t n_blocks;
 } norm_work;
 
+static float *scratch_of(const norm_work *job, int worker)
+{
+    return job->x->dtype == AGGLO_F32 ? NULL : agglo_cpu_worker(job->be, worker);
+}
+
 static void forward_rows(void *context, int64_t index, int worker)
 {
     const norm_work *job = context;
     int64_t c = job->c, end = agglo_min((index + 1) * job->block_rows, job->m);
-    float per_channel = 1.0f / (float)c;
+    float per_channel = 1.0f / (float)c, *scratch = scratch_of(job, worker);
 
-    (void)worker;
     for (int64_t i = index * job->block_rows; i < end; i++) {
-        const float *x = job->x + i * c;
-        float *y = job->y + i * c;
+        const float *x = agglo_cpu_in(job->x, i * c, c, scratch);
+        float *y = agglo_cpu_out(job->y, i * c, scratch);
         float mean = 0.0f, variance = 0.0f, rstd;
 
 #pragma omp simd reduction(+ : mean)
@@ -43,6 +50,7 @@ static void forward_rows(void *context, int64_t index, int worker)
         for (int64_t j = 0; j < c; j++) {
             y[j] = (x[j] - mean) * rstd * job->w[j] + job->b[j];
         }
+        agglo_cpu_put(job->y, i * c, c, y);
         if (job->mean != NULL) {
             job->mean[i] = mean;
         }
@@ -56,12 +64,14 @@ static void layernorm(agglo_backend *be, const agglo_tensor *x, const agglo_tens
                       agglo_tensor *y, agglo_tensor *mean, agglo_tensor *rstd)
 {
     int64_t c = x->shape[x->rank - 1], m = agglo_tensor_count(x) / c;
-    norm_work job = {.m = m, .c = c, .x = x->data, .w = w->data, .b = b->data, .y = y->data, .eps = eps};
+    norm_work job = {.be = be, .m = m, .c = c, .x = x, .w = w->data, .b = b->data, .y = y, .eps = eps};
 
     job.block_rows = 1 + 16384 / c;
     job.mean = mean == NULL ? NULL : mean->data;
     job.rstd = rstd == NULL ? NULL : rstd->data;
-    agglo_pool_for(be->pool, agglo_ceil_div(m, job.block_rows), forward_rows, &job);
+    if (agglo_cpu_reserve_rows(be, x, 1, c)) {
+        agglo_pool_for(be->pool, agglo_ceil_div(m, job.block_rows), forward_rows, &job);
+    }
 }
 
 /* With n = (x - mean) rstd and g = d_y w:  d_x = rstd (g - mean(g) - n mean(g n)),  d_w = sum d_y n,  d_b = sum d_y. */
@@ -69,16 +79,18 @@ static void backward_rows(void *context, int64_t index, int worker)
 {
     const norm_work *job = context;
     int64_t c = job->c, end = agglo_min((index + 1) * job->block_rows, job->m);
-    float per_channel = 1.0f / (float)c;
+    float per_channel = 1.0f / (float)c, *scratch = scratch_of(job, worker);
+    float *d_y_scratch = scratch == NULL ? NULL : scratch + c, *d_x_scratch = scratch == NULL ? NULL : scratch + 2 * c;
     float *restrict d_w = job->partial + 2 * index * c, *restrict d_b = d_w + c;
 
-    (void)worker;
     for (int64_t j = 0; j < 2 * c; j++) {
         d_w[j] = 0.0f;
     }
     for (int64_t i = index * job->block_rows; i < end; i++) {
-        const float *x = job->x + i * c, *d_y = job->d_y + i * c;
-        float *d_x = job->d_x + i * c;
+        const float *x = agglo_cpu_in(job->x, i * c, c, scratch);
+        const float *d_y = agglo_cpu_in(job->d_y, i * c, c, d_y_scratch);
+        const float *was = job->accumulate ? agglo_cpu_in(job->d_x, i * c, c, d_x_scratch) : NULL;
+        float *d_x = agglo_cpu_out(job->d_x, i * c, d_x_scratch);
         float mean = job->kept_mean[i], rstd = job->kept_rstd[i], sum_g = 0.0f, sum_gn = 0.0f;
 
 #pragma omp simd reduction(+ : sum_g, sum_gn)
@@ -97,8 +109,9 @@ static void backward_rows(void *context, int64_t index, int worker)
             float n = (x[j] - mean) * rstd;
             float d = rstd * (d_y[j] * job->w[j] - sum_g - n * sum_gn);
 
-            d_x[j] = job->accumulate ? d_x[j] + d : d;
+            d_x[j] = was != NULL ? was[j] + d : d;
         }
+        agglo_cpu_put(job->d_x, i * c, c, d_x);
     }
 }
 
@@ -128,8 +141,7 @@ static void layernorm_bwd(agglo_backend *be, const agglo_tensor *d_y, const aggl
                           agglo_tensor *d_w, agglo_tensor *d_b)
 {
     int64_t c = x->shape[x->rank - 1], m = agglo_tensor_count(x) / c;
-    norm_work job = {
-        .m = m, .c = c, .x = x->data, .w = w->data, .d_y = d_y->data, .d_x = d_x->data, .accumulate = accumulate};
+    norm_work job = {.be = be, .m = m, .c = c, .x = x, .w = w->data, .d_y = d_y, .d_x = d_x, .accumulate = accumulate};
 
     job.kept_mean = mean->data;
     job.kept_rstd = rstd->data;
@@ -137,7 +149,8 @@ static void layernorm_bwd(agglo_backend *be, const agglo_tensor *d_y, const aggl
     job.d_b = d_b->data;
     job.block_rows = agglo_ceil_div(m, MAX_BLOCKS) > 16 ? agglo_ceil_div(m, MAX_BLOCKS) : 16;
     job.n_blocks = agglo_ceil_div(m, job.block_rows);
-    if (!agglo_cpu_reserve(be, (size_t)(2 * job.n_blocks * c) * sizeof(float), 0)) {
+    if (!agglo_cpu_reserve_rows(be, x, 3, c) ||
+        !agglo_cpu_reserve(be, (size_t)(2 * job.n_blocks * c) * sizeof(float), 0)) {
         return;
     }
     job.partial = agglo_cpu_shared(be);

@@ -1,4 +1,5 @@
-/* Moving tokens on the CPU: pixels to patch vectors, prefix tokens and positions, slices, means, resampling of feature maps. */
+/* Moving tokens on the CPU: pixels to patch vectors, prefix tokens and positions, slices, means, resampling of feature maps. Rows of
+ * BF16 are converted into scratch of the worker; sums over rows stay in F32 until they are whole. */
 #include "tensor/cpu/cpu_impl.h"
 #include "tensor/math_inline.h"
 
@@ -7,12 +8,16 @@
 typedef struct token_work {
     int64_t batch, n, n_prefix, c, first;
     int64_t h_in, w_in, h_out, w_out;
-    const float *x, *prefix, *pos;
-    float *y, *d_prefix, *d_patches, *d_pos;
+    agglo_backend *be;
+    const agglo_tensor *x;       /* what is read, of the storage type */
+    agglo_tensor *y, *d_patches; /* what is written */
+    const float *prefix, *pos;
+    float *d_prefix, *d_pos;
     bool pos_per_image, accumulate;
     const uint8_t *pixels;
     int64_t patch;
     float table[3][256]; /* (v / 255 - mean) / std of every byte */
+    uint16_t table_bf16[3][256];
 } token_work;
 
 static void add_row(float *y, const float *x, int64_t c)
@@ -23,22 +28,20 @@ static void add_row(float *y, const float *x, int64_t c)
     }
 }
 
-static void put_row(float *y, const float *x, int64_t c, bool accumulate)
+/* Scratch of a worker that holds rows of `c` floats; only where rows are not F32. */
+static float *scratch_of(const token_work *job, const agglo_tensor *t, int worker)
 {
-    if (accumulate) {
-        add_row(y, x, c);
-    } else {
-        memcpy(y, x, (size_t)c * sizeof *y);
-    }
+    return t->dtype == AGGLO_F32 ? NULL : agglo_cpu_worker(job->be, worker);
 }
 
 /* One task per row of patches. */
 static void patchify_row(void *context, int64_t index, int worker)
 {
     const token_work *job = context;
-    int64_t p = job->patch, grid_w = job->w_in / p;
+    int64_t p = job->patch, grid_w = job->w_in / p, at = index * grid_w * 3 * p * p;
     const uint8_t *pixels = job->pixels + index * p * job->w_in * 3;
-    float *out = job->y + index * grid_w * 3 * p * p;
+    float *out = job->y->dtype == AGGLO_F32 ? (float *)job->y->data + at : NULL;
+    uint16_t *out_bf16 = out == NULL ? (uint16_t *)job->y->data + at : NULL;
 
     (void)worker;
     for (int64_t gx = 0; gx < grid_w; gx++) {
@@ -47,7 +50,11 @@ static void patchify_row(void *context, int64_t index, int worker)
                 const uint8_t *row = pixels + (y * job->w_in + gx * p) * 3 + c;
 
                 for (int64_t x = 0; x < p; x++) {
-                    *out++ = job->table[c][row[3 * x]];
+                    if (out != NULL) {
+                        *out++ = job->table[c][row[3 * x]];
+                    } else {
+                        *out_bf16++ = job->table_bf16[c][row[3 * x]];
+                    }
                 }
             }
         }
@@ -57,37 +64,41 @@ static void patchify_row(void *context, int64_t index, int worker)
 static void patchify(agglo_backend *be, const agglo_tensor *pixels, const float mean[3], const float std[3], int patch,
                      agglo_tensor *patches)
 {
-    token_work job = {.w_in = pixels->shape[2], .pixels = pixels->data, .y = patches->data, .patch = patch};
+    token_work job = {.w_in = pixels->shape[2], .pixels = pixels->data, .y = patches, .patch = patch};
 
     for (int c = 0; c < 3; c++) {
         for (int v = 0; v < 256; v++) {
             job.table[c][v] = ((float)v / 255.0f - mean[c]) / std[c];
+            job.table_bf16[c][v] = agglo_f32_to_bf16(job.table[c][v]);
         }
     }
     agglo_pool_for(be->pool, pixels->shape[0] * (pixels->shape[1] / patch), patchify_row, &job);
 }
 
-static void join_image(void *context, int64_t b, int worker)
+/* One task per row of the output. */
+static void join_row(void *context, int64_t index, int worker)
 {
     const token_work *job = context;
-    int64_t n = job->n, c = job->c;
-    float *y = job->y + b * (job->n_prefix + n) * c;
-    const float *x = job->x + b * n * c,
-                *pos = job->pos == NULL ? NULL : job->pos + (job->pos_per_image ? b * n * c : 0);
+    int64_t c = job->c, total = job->n_prefix + job->n, b = index / total, i = index % total - job->n_prefix;
+    float *scratch = scratch_of(job, job->y, worker), *y = agglo_cpu_out(job->y, index * c, scratch);
 
-    (void)worker;
-    if (job->n_prefix > 0) {
-        memcpy(y, job->prefix, (size_t)(job->n_prefix * c) * sizeof *y);
-        y += job->n_prefix * c;
-    }
-    if (pos == NULL) {
-        memcpy(y, x, (size_t)(n * c) * sizeof *y);
-        return;
-    }
+    if (i < 0) {
+        memcpy(y, job->prefix + (i + job->n_prefix) * c, (size_t)c * sizeof *y);
+    } else {
+        const float *x = agglo_cpu_in(job->x, (b * job->n + i) * c, c, scratch);
+
+        if (job->pos != NULL) {
+            const float *pos = job->pos + ((job->pos_per_image ? b * job->n : 0) + i) * c;
+
 #pragma omp simd
-    for (int64_t j = 0; j < n * c; j++) {
-        y[j] = x[j] + pos[j];
+            for (int64_t j = 0; j < c; j++) {
+                y[j] = x[j] + pos[j];
+            }
+        } else if (y != x) {
+            memcpy(y, x, (size_t)c * sizeof *y);
+        }
     }
+    agglo_cpu_put(job->y, index * c, c, y);
 }
 
 static bool per_image(const agglo_tensor *pos, int64_t batch, int64_t n)
@@ -98,7 +109,7 @@ static bool per_image(const agglo_tensor *pos, int64_t batch, int64_t n)
 static void tokens_join(agglo_backend *be, const agglo_tensor *prefix, const agglo_tensor *patches,
                         const agglo_tensor *pos, agglo_tensor *y)
 {
-    token_work job = {.batch = y->shape[0], .n = patches->shape[1], .c = y->shape[2], .x = patches->data, .y = y->data};
+    token_work job = {.be = be, .batch = y->shape[0], .n = patches->shape[1], .c = y->shape[2], .x = patches, .y = y};
 
     job.n_prefix = y->shape[1] - job.n;
     if (prefix != NULL) {
@@ -108,7 +119,9 @@ static void tokens_join(agglo_backend *be, const agglo_tensor *prefix, const agg
         job.pos = pos->data;
         job.pos_per_image = per_image(pos, job.batch, job.n);
     }
-    agglo_pool_for(be->pool, job.batch, join_image, &job);
+    if (agglo_cpu_reserve_rows(be, y, 1, job.c)) {
+        agglo_pool_for(be->pool, job.batch * y->shape[1], join_row, &job);
+    }
 }
 
 /* One task per token place: sums over images have one writer, in order of images. */
@@ -116,10 +129,12 @@ static void join_bwd_token(void *context, int64_t t, int worker)
 {
     const token_work *job = context;
     int64_t c = job->c, total = job->n_prefix + job->n, i = t - job->n_prefix;
+    size_t size = agglo_dtype_size(job->x->dtype);
+    float *scratch = scratch_of(job, job->x, worker);
 
-    (void)worker;
     for (int64_t b = 0; b < job->batch; b++) {
-        const float *d_y = job->x + (b * total + t) * c;
+        int64_t at = (b * total + t) * c;
+        const float *d_y = agglo_cpu_in(job->x, at, c, scratch);
 
         if (t < job->n_prefix) {
             if (job->d_prefix != NULL) {
@@ -128,7 +143,8 @@ static void join_bwd_token(void *context, int64_t t, int worker)
             continue;
         }
         if (job->d_patches != NULL) {
-            memcpy(job->d_patches + (b * job->n + i) * c, d_y, (size_t)c * sizeof *d_y);
+            memcpy((uint8_t *)job->d_patches->data + (size_t)((b * job->n + i) * c) * size,
+                   (const uint8_t *)job->x->data + (size_t)at * size, (size_t)c * size);
         }
         if (job->d_pos != NULL) {
             add_row(job->d_pos + ((job->pos_per_image ? b * job->n : 0) + i) * c, d_y, c);
@@ -139,7 +155,7 @@ static void join_bwd_token(void *context, int64_t t, int worker)
 static void tokens_join_bwd(agglo_backend *be, const agglo_tensor *d_y, agglo_tensor *d_prefix, agglo_tensor *d_patches,
                             agglo_tensor *d_pos)
 {
-    token_work job = {.batch = d_y->shape[0], .c = d_y->shape[2], .x = d_y->data};
+    token_work job = {.be = be, .batch = d_y->shape[0], .c = d_y->shape[2], .x = d_y, .d_patches = d_patches};
 
     if (d_prefix != NULL) {
         job.d_prefix = d_prefix->data;
@@ -150,33 +166,51 @@ static void tokens_join_bwd(agglo_backend *be, const agglo_tensor *d_y, agglo_te
         job.n = d_pos->shape[d_pos->rank - 2];
     }
     job.n_prefix = d_y->shape[1] - job.n;
-    job.d_patches = d_patches == NULL ? NULL : d_patches->data;
     if (d_pos != NULL) {
         job.d_pos = d_pos->data;
         job.pos_per_image = per_image(d_pos, job.batch, job.n);
     }
-    agglo_pool_for(be->pool, d_y->shape[1], join_bwd_token, &job);
+    if (agglo_cpu_reserve_rows(be, d_y, 1, job.c)) {
+        agglo_pool_for(be->pool, d_y->shape[1], join_bwd_token, &job);
+    }
 }
 
 static void tokens_slice(agglo_backend *be, const agglo_tensor *x, int64_t first, agglo_tensor *y)
 {
-    int64_t n = y->shape[1], c = y->shape[2], total = x->shape[1];
+    size_t row = (size_t)x->shape[2] * agglo_dtype_size(x->dtype), n = (size_t)y->shape[1] * row;
 
     (void)be;
     for (int64_t b = 0; b < y->shape[0]; b++) {
-        memcpy((float *)y->data + b * n * c, (const float *)x->data + (b * total + first) * c,
-               (size_t)(n * c) * sizeof(float));
+        memcpy((uint8_t *)y->data + (size_t)b * n, (const uint8_t *)x->data + (size_t)(b * x->shape[1] + first) * row,
+               n);
     }
+}
+
+static void slice_bwd_row(void *context, int64_t index, int worker)
+{
+    const token_work *job = context;
+    int64_t c = job->c, at = (index / job->n * job->y->shape[1] + job->first + index % job->n) * c;
+    float *scratch = scratch_of(job, job->x, worker), *was_scratch = scratch == NULL ? NULL : scratch + c;
+    const float *d_y = agglo_cpu_in(job->x, index * c, c, scratch);
+    float *d_x = agglo_cpu_out(job->y, at, was_scratch);
+
+    if (job->accumulate) {
+        (void)agglo_cpu_in(job->y, at, c, was_scratch);
+        add_row(d_x, d_y, c);
+    } else {
+        memcpy(d_x, d_y, (size_t)c * sizeof *d_x);
+    }
+    agglo_cpu_put(job->y, at, c, d_x);
 }
 
 static void tokens_slice_bwd(agglo_backend *be, const agglo_tensor *d_y, int64_t first, bool accumulate,
                              agglo_tensor *d_x)
 {
-    int64_t n = d_y->shape[1], c = d_y->shape[2], total = d_x->shape[1];
+    token_work job = {.be = be, .n = d_y->shape[1], .c = d_y->shape[2], .x = d_y, .y = d_x, .first = first};
 
-    (void)be;
-    for (int64_t b = 0; b < d_y->shape[0]; b++) {
-        put_row((float *)d_x->data + (b * total + first) * c, (const float *)d_y->data + b * n * c, n * c, accumulate);
+    job.accumulate = accumulate;
+    if (agglo_cpu_reserve_rows(be, d_y, 2, job.c)) {
+        agglo_pool_for(be->pool, d_y->shape[0] * job.n, slice_bwd_row, &job);
     }
 }
 
@@ -184,51 +218,61 @@ static void mean_image(void *context, int64_t b, int worker)
 {
     const token_work *job = context;
     int64_t c = job->c;
-    float *y = job->y + b * c, inverse = 1.0f / (float)job->n;
+    float *scratch = scratch_of(job, job->x, worker), *row = scratch == NULL ? NULL : scratch + c;
+    float *y = agglo_cpu_out(job->y, b * c, scratch), inverse = 1.0f / (float)job->n;
 
-    (void)worker;
     memset(y, 0, (size_t)c * sizeof *y);
     for (int64_t i = 0; i < job->n; i++) {
-        add_row(y, job->x + (b * job->n + i) * c, c);
+        add_row(y, agglo_cpu_in(job->x, (b * job->n + i) * c, c, row), c);
     }
     for (int64_t j = 0; j < c; j++) {
         y[j] *= inverse;
     }
+    agglo_cpu_put(job->y, b * c, c, y);
 }
 
 static void tokens_mean(agglo_backend *be, const agglo_tensor *x, agglo_tensor *y)
 {
-    token_work job = {.n = x->shape[1], .c = x->shape[2], .x = x->data, .y = y->data};
+    token_work job = {.be = be, .n = x->shape[1], .c = x->shape[2], .x = x, .y = y};
 
-    agglo_pool_for(be->pool, x->shape[0], mean_image, &job);
+    if (agglo_cpu_reserve_rows(be, x, 2, job.c)) {
+        agglo_pool_for(be->pool, x->shape[0], mean_image, &job);
+    }
 }
 
 static void mean_bwd_image(void *context, int64_t b, int worker)
 {
     const token_work *job = context;
     int64_t c = job->c;
-    const float *d_y = job->x + b * c;
+    float *scratch = scratch_of(job, job->x, worker), *row = scratch == NULL ? NULL : scratch + c;
+    const float *d_y = agglo_cpu_in(job->x, b * c, c, scratch);
     float inverse = 1.0f / (float)job->n;
 
-    (void)worker;
     for (int64_t i = 0; i < job->n; i++) {
-        float *d_x = job->y + (b * job->n + i) * c;
+        int64_t at = (b * job->n + i) * c;
+        const float *was = job->accumulate ? agglo_cpu_in(job->y, at, c, row) : NULL;
+        float *d_x = agglo_cpu_out(job->y, at, row);
 
 #pragma omp simd
         for (int64_t j = 0; j < c; j++) {
             float d = d_y[j] * inverse;
 
-            d_x[j] = job->accumulate ? d_x[j] + d : d;
+            d_x[j] = was != NULL ? was[j] + d : d;
         }
+        agglo_cpu_put(job->y, at, c, d_x);
     }
 }
 
 static void tokens_mean_bwd(agglo_backend *be, const agglo_tensor *d_y, bool accumulate, agglo_tensor *d_x)
 {
-    token_work job = {.n = d_x->shape[1], .c = d_x->shape[2], .x = d_y->data, .y = d_x->data, .accumulate = accumulate};
+    token_work job = {.be = be, .n = d_x->shape[1], .c = d_x->shape[2], .x = d_y, .y = d_x, .accumulate = accumulate};
 
-    agglo_pool_for(be->pool, d_x->shape[0], mean_bwd_image, &job);
+    if (agglo_cpu_reserve_rows(be, d_y, 2, job.c)) {
+        agglo_pool_for(be->pool, d_x->shape[0], mean_bwd_image, &job);
+    }
 }
+
+#define RESIZE_CHANNELS 128
 
 /* One task per (image, output row). */
 static void resize_row(void *context, int64_t index, int worker)
@@ -236,18 +280,26 @@ static void resize_row(void *context, int64_t index, int worker)
     const token_work *job = context;
     int64_t c = job->c, b = index / job->h_out;
     agglo_bilinear v = agglo_bilinear_at(index % job->h_out, job->h_in, job->h_out);
-    const float *map = job->x + b * job->h_in * job->w_in * c;
-    const float *row0 = map + v.i0 * job->w_in * c, *row1 = map + v.i1 * job->w_in * c;
+    int64_t map = b * job->h_in * job->w_in, row0 = map + v.i0 * job->w_in, row1 = map + v.i1 * job->w_in;
+    float block[5][RESIZE_CHANNELS];
 
     (void)worker;
     for (int64_t ox = 0; ox < job->w_out; ox++) {
         agglo_bilinear u = agglo_bilinear_at(ox, job->w_in, job->w_out);
-        const float *a = row0 + u.i0 * c, *bb = row0 + u.i1 * c, *d = row1 + u.i0 * c, *e = row1 + u.i1 * c;
-        float *y = job->y + (index * job->w_out + ox) * c;
+
+        for (int64_t first = 0; first < c; first += RESIZE_CHANNELS) {
+            int64_t n = agglo_min(RESIZE_CHANNELS, c - first), at = (index * job->w_out + ox) * c + first;
+            const float *p = agglo_cpu_in(job->x, (row0 + u.i0) * c + first, n, block[0]);
+            const float *q = agglo_cpu_in(job->x, (row0 + u.i1) * c + first, n, block[1]);
+            const float *r = agglo_cpu_in(job->x, (row1 + u.i0) * c + first, n, block[2]);
+            const float *s = agglo_cpu_in(job->x, (row1 + u.i1) * c + first, n, block[3]);
+            float *y = agglo_cpu_out(job->y, at, block[4]);
 
 #pragma omp simd
-        for (int64_t j = 0; j < c; j++) {
-            y[j] = v.w0 * (u.w0 * a[j] + u.w1 * bb[j]) + v.w1 * (u.w0 * d[j] + u.w1 * e[j]);
+            for (int64_t j = 0; j < n; j++) {
+                y[j] = v.w0 * (u.w0 * p[j] + u.w1 * q[j]) + v.w1 * (u.w0 * r[j] + u.w1 * s[j]);
+            }
+            agglo_cpu_put(job->y, at, n, y);
         }
     }
 }
@@ -267,37 +319,40 @@ static void resize_bilinear(agglo_backend *be, const agglo_tensor *x, agglo_tens
 {
     token_work job = resize_work(x, y);
 
-    job.x = x->data;
-    job.y = y->data;
+    job.x = x;
+    job.y = y;
     agglo_pool_for(be->pool, job.batch * job.h_out, resize_row, &job);
 }
 
-#define RESIZE_CHANNELS 128
-
-/* One task per (image, some channels): the scatter has one writer. */
+/* One task per (image, some channels): the scatter has one writer. A map of BF16 is summed in scratch [h w, RESIZE_CHANNELS]. */
 static void resize_bwd_channels(void *context, int64_t index, int worker)
 {
     const token_work *job = context;
-    int64_t n_blocks = agglo_ceil_div(job->c, RESIZE_CHANNELS), c = job->c;
+    int64_t n_blocks = agglo_ceil_div(job->c, RESIZE_CHANNELS), c = job->c, n_in = job->h_in * job->w_in;
     int64_t b = index / n_blocks, first = index % n_blocks * RESIZE_CHANNELS, n = agglo_min(RESIZE_CHANNELS, c - first);
-    float *map = job->y + b * job->h_in * job->w_in * c + first;
+    float *scratch = scratch_of(job, job->x, worker), block[RESIZE_CHANNELS];
+    int64_t ld = scratch == NULL ? c : RESIZE_CHANNELS, place = b * n_in * c + first;
+    float *map = agglo_cpu_out(job->y, place, scratch);
 
-    (void)worker;
-    for (int64_t i = 0; !job->accumulate && i < job->h_in * job->w_in; i++) {
-        memset(map + i * c, 0, (size_t)n * sizeof *map);
+    for (int64_t i = 0; i < n_in; i++) {
+        if (!job->accumulate) {
+            memset(map + i * ld, 0, (size_t)n * sizeof *map);
+        } else if (scratch != NULL) {
+            (void)agglo_cpu_in(job->y, place + i * c, n, map + i * ld);
+        }
     }
     for (int64_t oy = 0; oy < job->h_out; oy++) {
         agglo_bilinear v = agglo_bilinear_at(oy, job->h_in, job->h_out);
 
         for (int64_t ox = 0; ox < job->w_out; ox++) {
             agglo_bilinear u = agglo_bilinear_at(ox, job->w_in, job->w_out);
-            const float *d_y = job->x + ((b * job->h_out + oy) * job->w_out + ox) * c + first;
+            const float *d_y = agglo_cpu_in(job->x, ((b * job->h_out + oy) * job->w_out + ox) * c + first, n, block);
             const int64_t at[4] = {v.i0 * job->w_in + u.i0, v.i0 * job->w_in + u.i1, v.i1 * job->w_in + u.i0,
                                    v.i1 * job->w_in + u.i1};
             const float weight[4] = {v.w0 * u.w0, v.w0 * u.w1, v.w1 * u.w0, v.w1 * u.w1};
 
             for (int k = 0; k < 4; k++) {
-                float *d_x = map + at[k] * c, w = weight[k];
+                float *d_x = map + at[k] * ld, w = weight[k];
 
 #pragma omp simd
                 for (int64_t j = 0; j < n; j++) {
@@ -306,16 +361,22 @@ static void resize_bwd_channels(void *context, int64_t index, int worker)
             }
         }
     }
+    for (int64_t i = 0; scratch != NULL && i < n_in; i++) {
+        agglo_cpu_put(job->y, place + i * c, n, map + i * ld);
+    }
 }
 
 static void resize_bilinear_bwd(agglo_backend *be, const agglo_tensor *d_y, bool accumulate, agglo_tensor *d_x)
 {
     token_work job = resize_work(d_x, d_y);
 
-    job.x = d_y->data;
-    job.y = d_x->data;
+    job.be = be;
+    job.x = d_y;
+    job.y = d_x;
     job.accumulate = accumulate;
-    agglo_pool_for(be->pool, job.batch * agglo_ceil_div(job.c, RESIZE_CHANNELS), resize_bwd_channels, &job);
+    if (agglo_cpu_reserve_rows(be, d_y, job.h_in * job.w_in, RESIZE_CHANNELS)) {
+        agglo_pool_for(be->pool, job.batch * agglo_ceil_div(job.c, RESIZE_CHANNELS), resize_bwd_channels, &job);
+    }
 }
 
 void AGGLO_CPU_NAME(tokens_ops)(agglo_backend_ops *ops)

@@ -225,6 +225,15 @@ void agglo_cuda_sgemm(agglo_cuda *cuda, bool transpose_a, bool transpose_b, int6
           &key);
 }
 
+/* agglo_backend_product */
+static void product_alone(agglo_backend *be, const agglo_tensor *a, const agglo_tensor *b, bool transpose_b,
+                          agglo_tensor *c)
+{
+    AGGLO_ASSERT(a->dtype == AGGLO_F32);
+    agglo_cuda_sgemm(agglo_cuda_enter(be), false, transpose_b, a->shape[0], c->shape[1], a->shape[1], a->data, b->data,
+                     0.0f, c->data);
+}
+
 /* ---- the linear operators ---- */
 
 /* y[M,N] = act(x[M,K] w[N,K]^T + b): the product, then one pass over y for bias and activation. */
@@ -263,6 +272,7 @@ static void linear_bwd_weight(agglo_backend *be, const agglo_tensor *d_y, const 
 
 void agglo_cuda_linear_ops(agglo_backend_ops *ops)
 {
+    ops->product = product_alone;
     ops->linear = linear;
     ops->linear_bwd_input = linear_bwd_input;
     ops->linear_bwd_weight = linear_bwd_weight;

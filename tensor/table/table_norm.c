@@ -60,23 +60,23 @@ static const agglo_op layernorm_bwd = {
     layernorm_bwd_flops, NULL};
 
 static const agglo_op_case cases[] = {
-    PARITY(&layernorm, F32, 0, 1, 2),
-    PARITY(&layernorm, F32, AGGLO_OP_IN_PLACE, 5, 17),
-    PARITY(&layernorm, F32, 0, 300, 96),
-    PARITY(&layernorm, F32, 0, 33, 768),
-    PARITY(&layernorm, F32, AGGLO_OP_IN_PLACE, 20, 1408),
-    DIFFER(&layernorm_bwd, F32, 0, 1, 3),
-    DIFFER(&layernorm_bwd, F32, AGGLO_OP_ACCUMULATE, 19, 33),
-    DIFFER(&layernorm_bwd, F32, 0, 300, 96),
-    PARITY(&layernorm_bwd, F32, AGGLO_OP_ACCUMULATE, 1100, 40),
-    PARITY(&layernorm_bwd, F32, 0, 5000, 21),
-    PARITY(&layernorm_bwd, F32, 0, 33, 1280),
+    PARITY(&layernorm, BOTH, 0, 1, 2),
+    PARITY(&layernorm, BOTH, AGGLO_OP_IN_PLACE, 5, 17),
+    PARITY(&layernorm, BOTH, 0, 300, 96),
+    PARITY(&layernorm, BOTH, 0, 33, 768),
+    PARITY(&layernorm, BOTH, AGGLO_OP_IN_PLACE, 20, 1408),
+    DIFFER(&layernorm_bwd, BOTH, 0, 1, 3),
+    DIFFER(&layernorm_bwd, BOTH, AGGLO_OP_ACCUMULATE, 19, 33),
+    DIFFER(&layernorm_bwd, BOTH, 0, 300, 96),
+    PARITY(&layernorm_bwd, BOTH, AGGLO_OP_ACCUMULATE, 1100, 40),
+    PARITY(&layernorm_bwd, BOTH, 0, 5000, 21),
+    PARITY(&layernorm_bwd, BOTH, 0, 33, 1280),
 
-    BENCH(&layernorm, F32, 0, "ViT-B", EACH(197), 768),
-    BENCH(&layernorm, F32, 0, "ViT-L", EACH(197), 1024),
-    BENCH(&layernorm, F32, 0, "SAM-H", 4096, 1280),
-    BENCH(&layernorm_bwd, F32, AGGLO_OP_ACCUMULATE, "ViT-B", EACH(197), 768),
-    BENCH(&layernorm_bwd, F32, AGGLO_OP_ACCUMULATE, "ViT-L", EACH(197), 1024),
+    BENCH(&layernorm, BOTH, 0, "ViT-B", EACH(197), 768),
+    BENCH(&layernorm, BOTH, 0, "ViT-L", EACH(197), 1024),
+    BENCH(&layernorm, BOTH, 0, "SAM-H", 4096, 1280),
+    BENCH(&layernorm_bwd, BOTH, AGGLO_OP_ACCUMULATE, "ViT-B", EACH(197), 768),
+    BENCH(&layernorm_bwd, BOTH, AGGLO_OP_ACCUMULATE, "ViT-L", EACH(197), 1024),
 };
 
 const agglo_op_family agglo_family_norm = {"norm", cases, AGGLO_COUNT(cases)};

@@ -45,17 +45,17 @@ static const agglo_op resize_bilinear_bwd = {"resize_bilinear_bwd",
                                              NULL};
 
 static const agglo_op_case cases[] = {
-    PARITY(&resize_bilinear, F32, 0, 1, 1, 1, 3, 2, 1),
-    PARITY(&resize_bilinear, F32, 0, 2, 4, 5, 9, 7, 33),
-    PARITY(&resize_bilinear, F32, 0, 2, 9, 7, 4, 5, 16),
-    PARITY(&resize_bilinear, F32, 0, 1, 16, 16, 16, 16, 8),
-    DIFFER(&resize_bilinear_bwd, F32, 0, 1, 1, 1, 3, 2, 1),
-    PARITY(&resize_bilinear_bwd, F32, AGGLO_OP_ACCUMULATE, 2, 4, 5, 9, 7, 150),
-    DIFFER(&resize_bilinear_bwd, F32, 0, 2, 9, 7, 4, 5, 16),
+    PARITY(&resize_bilinear, BOTH, 0, 1, 1, 1, 3, 2, 1),
+    PARITY(&resize_bilinear, BOTH, 0, 2, 4, 5, 9, 7, 33),
+    PARITY(&resize_bilinear, BOTH, 0, 2, 9, 7, 4, 5, 16),
+    PARITY(&resize_bilinear, BOTH, 0, 1, 16, 16, 16, 16, 8),
+    DIFFER(&resize_bilinear_bwd, BOTH, 0, 1, 1, 1, 3, 2, 1),
+    PARITY(&resize_bilinear_bwd, BOTH, AGGLO_OP_ACCUMULATE, 2, 4, 5, 9, 7, 150),
+    DIFFER(&resize_bilinear_bwd, BOTH, 0, 2, 9, 7, 4, 5, 16),
 
-    BENCH(&resize_bilinear, F32, 0, "ViT-B/16 to CLIP H", EACH(1), 14, 14, 16, 16, 1280),
-    BENCH(&resize_bilinear, F32, 0, "ViT-B/16 to SAM", EACH(1), 14, 14, 64, 64, 256),
-    BENCH(&resize_bilinear_bwd, F32, 0, "ViT-B/16 to CLIP H", EACH(1), 14, 14, 16, 16, 1280),
+    BENCH(&resize_bilinear, BOTH, 0, "ViT-B/16 to CLIP H", EACH(1), 14, 14, 16, 16, 1280),
+    BENCH(&resize_bilinear, BOTH, 0, "ViT-B/16 to SAM", EACH(1), 14, 14, 64, 64, 256),
+    BENCH(&resize_bilinear_bwd, BOTH, 0, "ViT-B/16 to CLIP H", EACH(1), 14, 14, 16, 16, 1280),
 };
 
 const agglo_op_family agglo_family_resize = {"resize", cases, AGGLO_COUNT(cases)};

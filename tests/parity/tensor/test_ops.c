@@ -80,6 +80,106 @@ static void test_every_reference_has_a_row(void **state)
     }
 }
 
+/* What the harness and the bench take for granted of a row, those included that only a bench runs. */
+static void check_row(const agglo_op_case *row, agglo_dtype type)
+{
+    const bool bench = row->use == AGGLO_USE_BENCH;
+    agglo_op_case c = agglo_op_case_at(row, 2);
+    agglo_op_array a[AGGLO_OP_ARRAYS] = {0};
+    char text[256];
+
+    agglo_op_case_text(&c, type, text, sizeof text);
+    if (strlen(text) + 1 == sizeof text || c.op->n_arrays > AGGLO_OP_ARRAYS || (c.flags & ~c.op->flags) != 0) {
+        fail_msg("%s: too long, too many arrays, or flags that the operator does not know", text);
+    }
+    if (!bench && (row->use & AGGLO_USE_PARITY) == 0) {
+        fail_msg("%s: neither for parity nor for a bench, or for both", text);
+    }
+    for (int i = 0; i < AGGLO_OP_DIMS; i++) {
+        if (row->d[i] < 0 && !bench) {
+            fail_msg("%s: an extent for each picture of a batch is for benches", text);
+        }
+    }
+    if (bench != (row->label != NULL)) {
+        fail_msg("%s: rows for a bench have a label, others have none", text);
+    }
+    c.op->shape(&c, type, a);
+    for (int i = 0; i < c.op->n_arrays; i++) {
+        if (a[i].role == AGGLO_ARRAY_ABSENT) {
+            continue;
+        }
+        if (a[i].rank < 1 || a[i].rank > AGGLO_MAX_RANK || agglo_op_array_count(&a[i]) < 1 ||
+            (a[i].role == AGGLO_ARRAY_FIXED && c.op->fill == NULL)) {
+            fail_msg("%s: array %d has no extents, or nothing that fills it", text, i);
+        }
+    }
+    if (!(agglo_op_case_bytes(&c, type) > 0.0) || !(c.op->flops(&c) >= 0.0)) {
+        fail_msg("%s: moves no bytes", text);
+    }
+}
+
+static void test_rows_are_sound(void **state)
+{
+    size_t n_families;
+    const agglo_op_family *const *table = agglo_op_table(&n_families);
+
+    (void)state;
+    for (size_t f = 0; f < n_families; f++) {
+        for (size_t i = 0; i < table[f]->n_cases; i++) {
+            const agglo_op_case *row = &table[f]->cases[i];
+
+            assert_true(row->types >= 1 && row->types <= (AGGLO_OP_F32 | AGGLO_OP_BF16));
+            for (unsigned type = AGGLO_OP_F32; type <= AGGLO_OP_BF16; type <<= 1) {
+                if ((row->types & type) != 0) {
+                    check_row(row, type == AGGLO_OP_BF16 ? AGGLO_BF16 : AGGLO_F32);
+                }
+            }
+        }
+    }
+}
+
+/* The product that benches call the machine's best is one. */
+static void test_product_alone(void **state)
+{
+    enum { M = 37, N = 19, K = 23 };
+    static double a[M * K], w[N * K], expected[M * N];
+    static float a_f[M * K], w_f[N * K], turned[K * N], got[M * N];
+    test_random random = test_random_new(98);
+    agglo_err err = {0};
+
+    (void)state;
+    test_random_fill(&random, a_f, M * K, 1.0f);
+    test_random_fill(&random, w_f, N * K, 1.0f);
+    for (int i = 0; i < M * K; i++) {
+        a[i] = (double)a_f[i];
+    }
+    for (int i = 0; i < N * K; i++) {
+        w[i] = (double)w_f[i];
+        turned[i % K * N + i / K] = w_f[i];
+    }
+    ref_linear(M, N, K, a, w, NULL, REF_NONE, NULL, expected);
+    for (int i = 0; i < 6; i++) { /* every backend, both ways */
+        agglo_backend *be = backends.same[i / 2];
+        bool transposed = i % 2 == 0;
+        agglo_tensor ta = agglo_tensor_2d(agglo_backend_alloc(be, sizeof a_f, &err), AGGLO_F32, M, K);
+        agglo_tensor tb = agglo_tensor_2d(agglo_backend_alloc(be, sizeof w_f, &err), AGGLO_F32, transposed ? N : K,
+                                          transposed ? K : N);
+        agglo_tensor tc = agglo_tensor_2d(agglo_backend_alloc(be, sizeof got, &err), AGGLO_F32, M, N);
+
+        agglo_upload(be, ta.data, a_f, sizeof a_f);
+        agglo_upload(be, tb.data, transposed ? w_f : turned, sizeof w_f);
+        agglo_backend_product(be, &ta, &tb, transposed, &tc);
+        agglo_download(be, got, tc.data, sizeof got);
+        assert_ok(agglo_backend_check(be, &err));
+        for (int j = 0; j < M * N; j++) {
+            assert_true(fabs((double)got[j] - expected[j]) < 1e-4);
+        }
+        agglo_backend_release(be, ta.data);
+        agglo_backend_release(be, tb.data);
+        agglo_backend_release(be, tc.data);
+    }
+}
+
 /* Vectors at and below the norm at which the cosine clamps. Gradients there are some 1e8 times those of ordinary rows, so that each
  * row is compared by itself. */
 static void test_small_norms(void **state)
@@ -154,7 +254,10 @@ static int close_backends(void **state)
 
 int main(void)
 {
-    struct CMUnitTest tests[MAX_FAMILIES + 2] = {
+    enum { N_OTHERS = 4 };
+    struct CMUnitTest tests[MAX_FAMILIES + N_OTHERS] = {
+        cmocka_unit_test(test_rows_are_sound),
+        cmocka_unit_test(test_product_alone),
         cmocka_unit_test(test_every_reference_has_a_row),
         cmocka_unit_test(test_small_norms),
     };
@@ -163,12 +266,12 @@ int main(void)
 
     AGGLO_ASSERT(n_families <= MAX_FAMILIES);
     for (size_t i = 0; i < n_families; i++) {
-        tests[i + 2].name = table[i]->name;
-        tests[i + 2].test_func = test_family;
-        tests[i + 2].initial_state = (void *)(uintptr_t)table[i];
+        tests[i + N_OTHERS].name = table[i]->name;
+        tests[i + N_OTHERS].test_func = test_family;
+        tests[i + N_OTHERS].initial_state = (void *)(uintptr_t)table[i];
     }
     device = test_device();
     test_filter();
-    return test_finish("parity_tensor_ops", _cmocka_run_group_tests("parity_tensor_ops", tests, n_families + 2,
+    return test_finish("parity_tensor_ops", _cmocka_run_group_tests("parity_tensor_ops", tests, n_families + N_OTHERS,
                                                                     open_backends, close_backends));
 }

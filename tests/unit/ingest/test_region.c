@@ -358,8 +358,11 @@ static void expect_verdicts(const char *name, agglo_bytes encoded)
         for (int k = 0; k <= i % 3; k++) {
             size_t at = test_random_u32(&random) % encoded.size;
 
-            damaged[at] = i % 2 == 0 ? (uint8_t)test_random_u32(&random)
-                                     : (uint8_t)(damaged[at] ^ 1u << test_random_u32(&random) % 8);
+            if (i % 2 == 0) {
+                damaged[at] = (uint8_t)test_random_u32(&random);
+            } else {
+                damaged[at] = (uint8_t)(damaged[at] ^ (1u << test_random_u32(&random) % 8));
+            }
         }
         n_bad += !expect_verdict(name, (agglo_bytes){damaged, encoded.size});
         free(damaged);

@@ -1,0 +1,190 @@
+/* The inner loop of matrix products on the CPU, in the vectors of the instruction set that the file is compiled for, and the panels that
+ * it reads.
+ *
+ * A kernel computes GEMM_ROWS x (n_vec GEMM_LANES) elements of C in registers, one multiply-add per element and step of k:
+ *
+ *     A panel [k][GEMM_ROWS]          B panel [k][GEMM_COLS]
+ *
+ * so an element of C is one chain of sums over k, whatever rows and columns stand beside it: its value does not depend on the tile, the
+ * batch or the thread that it was computed in. Panels hold zeros beyond the matrix's edge.
+ *
+ * Blocked as in Goto and van de Geijn, "Anatomy of high-performance matrix multiplication" (2008). Only files that are compiled per
+ * instruction set include this.
+ */
+#ifndef AGGLO_TENSOR_CPU_GEMM_KERNEL_H
+#define AGGLO_TENSOR_CPU_GEMM_KERNEL_H
+
+#include "tensor/cpu/cpu_impl.h"
+
+#include <string.h>
+
+/* registers: GEMM_ROWS x GEMM_VECS sums, GEMM_VECS of B, one of A */
+#if defined(__AVX512F__)
+#define GEMM_LANES 16
+#define GEMM_ROWS  12
+#define GEMM_VECS  2
+#elif defined(__AVX2__)
+#define GEMM_LANES 8
+#define GEMM_ROWS  4
+#define GEMM_VECS  3
+#else
+#define GEMM_LANES 4
+#define GEMM_ROWS  4
+#define GEMM_VECS  2
+#endif
+#define GEMM_COLS (GEMM_VECS * GEMM_LANES)
+
+typedef float gemm_vec __attribute__((vector_size(GEMM_LANES * sizeof(float))));
+typedef float gemm_vec_at __attribute__((vector_size(GEMM_LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
+typedef float gemm_vec4 __attribute__((vector_size(4 * sizeof(float))));
+typedef float gemm_vec4_at __attribute__((vector_size(4 * sizeof(float)), aligned(sizeof(float)), may_alias));
+
+#define GEMM_INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define GEMM_UNROLL _Pragma("unroll")
+#else
+#define GEMM_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+GEMM_INLINE gemm_vec gemm_load(const float *p)
+{
+    return *(const gemm_vec_at *)p;
+}
+
+GEMM_INLINE void gemm_store(float *p, gemm_vec v)
+{
+    *(gemm_vec_at *)p = v;
+}
+
+/* C[i][j] (+)= sum over p < k of a[p a_step + i a_row] b[p b_step + j], for GEMM_ROWS rows and n_vec vectors of columns. n_vec, a_row and
+ * a_step are constants where this is called. */
+GEMM_INLINE void gemm_kernel(int n_vec, int64_t k, const float *a, int64_t a_row, int64_t a_step, const float *b,
+                             int64_t b_step, float *c, int64_t ldc, bool accumulate)
+{
+    gemm_vec sum[GEMM_ROWS][GEMM_VECS];
+
+    GEMM_UNROLL
+    for (int i = 0; i < GEMM_ROWS; i++) {
+        GEMM_UNROLL
+        for (int j = 0; j < n_vec; j++) {
+            sum[i][j] = (gemm_vec){0};
+        }
+    }
+    for (int64_t p = 0; p < k; p++) {
+        gemm_vec right[GEMM_VECS];
+
+        GEMM_UNROLL
+        for (int j = 0; j < n_vec; j++) {
+            right[j] = gemm_load(b + j * GEMM_LANES);
+        }
+        GEMM_UNROLL
+        for (int i = 0; i < GEMM_ROWS; i++) {
+            GEMM_UNROLL
+            for (int j = 0; j < n_vec; j++) {
+                sum[i][j] += a[i * a_row] * right[j];
+            }
+        }
+        a += a_step;
+        b += b_step;
+    }
+    GEMM_UNROLL
+    for (int i = 0; i < GEMM_ROWS; i++) {
+        GEMM_UNROLL
+        for (int j = 0; j < n_vec; j++) {
+            float *at = c + i * ldc + j * GEMM_LANES;
+
+            gemm_store(at, accumulate ? gemm_load(at) + sum[i][j] : sum[i][j]);
+        }
+    }
+}
+
+GEMM_INLINE void gemm_transpose4(const float *in, int64_t ld, float *out, int64_t out_ld)
+{
+    gemm_vec4 r0 = *(const gemm_vec4_at *)in, r1 = *(const gemm_vec4_at *)(in + ld);
+    gemm_vec4 r2 = *(const gemm_vec4_at *)(in + 2 * ld), r3 = *(const gemm_vec4_at *)(in + 3 * ld);
+    gemm_vec4 a = __builtin_shufflevector(r0, r1, 0, 4, 1, 5), b = __builtin_shufflevector(r0, r1, 2, 6, 3, 7);
+    gemm_vec4 c = __builtin_shufflevector(r2, r3, 0, 4, 1, 5), d = __builtin_shufflevector(r2, r3, 2, 6, 3, 7);
+
+    *(gemm_vec4_at *)out = __builtin_shufflevector(a, c, 0, 1, 4, 5);
+    *(gemm_vec4_at *)(out + out_ld) = __builtin_shufflevector(a, c, 2, 3, 6, 7);
+    *(gemm_vec4_at *)(out + 2 * out_ld) = __builtin_shufflevector(b, d, 0, 1, 4, 5);
+    *(gemm_vec4_at *)(out + 3 * out_ld) = __builtin_shufflevector(b, d, 2, 3, 6, 7);
+}
+
+/* out[p][i] = scale in[i][p] for n <= width rows and k columns; out's other columns get zeros. width is a multiple of 4. */
+GEMM_INLINE void gemm_pack_rows(int width, int64_t n, int64_t k, float scale, const float *in, int64_t ld, float *out)
+{
+    for (int64_t i = 0; i < width; i += 4) {
+        int64_t p = 0;
+
+        if (i + 4 <= n) {
+            for (; p + 4 <= k; p += 4) {
+                gemm_transpose4(in + i * ld + p, ld, out + p * width + i, width);
+            }
+        }
+        for (; p < k; p++) {
+            for (int64_t q = i; q < i + 4; q++) {
+                out[p * width + q] = q < n ? in[q * ld + p] : 0.0f;
+            }
+        }
+    }
+    if (scale != 1.0f) {
+#pragma omp simd
+        for (int64_t j = 0; j < k * width; j++) {
+            out[j] *= scale;
+        }
+    }
+}
+
+/* out[p][j] = in[p][j] for k rows and n <= width columns; zeros beyond. */
+GEMM_INLINE void gemm_pack_cols(int width, int64_t n, int64_t k, const float *in, int64_t ld, float *out)
+{
+    if (n == width) {
+        for (int64_t p = 0; p < k; p++) {
+            memcpy(out + p * width, in + p * ld, (size_t)width * sizeof *out);
+        }
+        return;
+    }
+    for (int64_t p = 0; p < k; p++) {
+        for (int64_t j = 0; j < width; j++) {
+            out[p * width + j] = j < n ? in[p * ld + j] : 0.0f;
+        }
+    }
+}
+
+/* Outer rows first..first+n (n <= width) and k rows k0..k0+k of an operand as a panel [k][width], in F32. */
+GEMM_INLINE void gemm_pack(int width, const agglo_cpu_operand *in, int64_t first, int64_t n, int64_t k0, int64_t k,
+                           float *out)
+{
+    enum { CHUNK = 64 };
+    float rows[GEMM_COLS > GEMM_ROWS ? GEMM_COLS : GEMM_ROWS][CHUNK];
+
+    if (in->dtype == AGGLO_F32) {
+        if (in->k_fastest) {
+            gemm_pack_rows(width, n, k, 1.0f, (const float *)in->data + first * in->ld + k0, in->ld, out);
+        } else {
+            gemm_pack_cols(width, n, k, (const float *)in->data + k0 * in->ld + first, in->ld, out);
+        }
+        return;
+    }
+    for (int64_t p0 = 0; p0 < k; p0 += CHUNK) {
+        int64_t steps = agglo_min(CHUNK, k - p0);
+        float *to = out + p0 * width;
+
+        if (in->k_fastest) {
+            for (int64_t i = 0; i < n; i++) {
+                agglo_cpu_from_bf16(steps, (const uint16_t *)in->data + (first + i) * in->ld + k0 + p0, rows[i]);
+            }
+            gemm_pack_rows(width, n, steps, 1.0f, rows[0], CHUNK, to);
+            continue;
+        }
+        for (int64_t p = 0; p < steps; p++) {
+            agglo_cpu_from_bf16(n, (const uint16_t *)in->data + (k0 + p0 + p) * in->ld + first, to + p * width);
+            for (int64_t j = n; j < width; j++) {
+                to[p * width + j] = 0.0f;
+            }
+        }
+    }
+}
+
+#endif
