@@ -67,6 +67,25 @@ static bias_work work_of(agglo_backend *be, const agglo_tensor *qkv, float scale
     return job;
 }
 
+/* n elements of F32 or BF16 as F32, and back. */
+static void widen(float *to, const void *from, agglo_dtype dtype, int64_t n)
+{
+    if (dtype == AGGLO_BF16) {
+        agglo_cpu_from_bf16(n, from, to);
+    } else {
+        memcpy(to, from, (size_t)n * sizeof *to);
+    }
+}
+
+static void narrow(void *to, const float *from, agglo_dtype dtype, int64_t n)
+{
+    if (dtype == AGGLO_BF16) {
+        agglo_cpu_to_bf16(n, from, to);
+    } else {
+        memcpy(to, from, (size_t)n * sizeof *from);
+    }
+}
+
 /* Floats of the products of a tile with both tables. */
 static int64_t rel_size(const bias_work *job)
 {
@@ -82,7 +101,7 @@ static void take_rows(const bias_work *job, int64_t image, int64_t head, int par
     for (int64_t i = 0; i < rows; i++) {
         int64_t at = (((image * job->n + first + i) * 3 + part) * job->h + head) * job->d;
 
-        agglo_dtype_to_f32(to + i * job->d, (const uint8_t *)job->qkv + (size_t)at * size, job->dtype, (size_t)job->d);
+        widen(to + i * job->d, (const uint8_t *)job->qkv + (size_t)at * size, job->dtype, job->d);
     }
 }
 
@@ -199,8 +218,7 @@ static void forward_tile(void *context, int64_t index, int worker)
     }
     agglo_cpu_sgemm(false, false, rows, d, n, 1.0f, scores, n, v, d, 0.0f, q, d); /* the queries have been used */
     for (int64_t i = 0; i < rows; i++) {
-        agglo_dtype_from_f32((uint8_t *)job->out + (size_t)row_of(job, image, head, first + i) * size, q + i * d,
-                             job->dtype, (size_t)d);
+        narrow((uint8_t *)job->out + (size_t)row_of(job, image, head, first + i) * size, q + i * d, job->dtype, d);
     }
 }
 
@@ -275,9 +293,8 @@ static void backward_image(const bias_work *job, int64_t image, int64_t head, fl
         float beta = first == 0 ? 0.0f : 1.0f;
 
         for (int64_t i = 0; i < rows; i++) {
-            agglo_dtype_to_f32(d_o + i * d,
-                               (const uint8_t *)job->d_out + (size_t)row_of(job, image, head, first + i) * size,
-                               job->dtype, (size_t)d);
+            widen(d_o + i * d, (const uint8_t *)job->d_out + (size_t)row_of(job, image, head, first + i) * size,
+                  job->dtype, d);
         }
         score_tile(job, head, first, rows, q + first * d, k, rel, p);
         for (int64_t i = 0; i < rows; i++) {
@@ -312,15 +329,14 @@ static void backward_image(const bias_work *job, int64_t image, int64_t head, fl
         for (int64_t i = 0; i < rows; i++) {
             int64_t at = (((image * n + first + i) * 3) * job->h + head) * d;
 
-            agglo_dtype_from_f32((uint8_t *)job->d_qkv + (size_t)at * size, d_q + i * d, job->dtype, (size_t)d);
+            narrow((uint8_t *)job->d_qkv + (size_t)at * size, d_q + i * d, job->dtype, d);
         }
     }
     for (int part = 1; part <= 2; part++) {
         for (int64_t i = 0; i < n; i++) {
             int64_t at = (((image * n + i) * 3 + part) * job->h + head) * d;
 
-            agglo_dtype_from_f32((uint8_t *)job->d_qkv + (size_t)at * size, made[part - 1] + i * d, job->dtype,
-                                 (size_t)d);
+            narrow((uint8_t *)job->d_qkv + (size_t)at * size, made[part - 1] + i * d, job->dtype, d);
         }
     }
 }

@@ -179,6 +179,25 @@ static void sort_list(const int32_t *index, int64_t n, int64_t m, int32_t *start
     }
 }
 
+/* n elements of F32 or BF16 as F32, and back. */
+static void widen(float *to, const void *from, agglo_dtype dtype, int64_t n)
+{
+    if (dtype == AGGLO_BF16) {
+        agglo_cpu_from_bf16(n, from, to);
+    } else {
+        memcpy(to, from, (size_t)n * sizeof *to);
+    }
+}
+
+static void narrow(void *to, const float *from, agglo_dtype dtype, int64_t n)
+{
+    if (dtype == AGGLO_BF16) {
+        agglo_cpu_to_bf16(n, from, to);
+    } else {
+        memcpy(to, from, (size_t)n * sizeof *from);
+    }
+}
+
 /* One task per some rows of x, their one writer. */
 static void scatter_some(void *context, int64_t task, int worker)
 {
@@ -197,19 +216,26 @@ static void scatter_some(void *context, int64_t task, int worker)
         }
         memset(sum, 0, (size_t)job->c * sizeof *sum);
         if (job->accumulate) {
-            agglo_dtype_to_f32(sum, to, dtype, (size_t)job->c);
+            widen(sum, to, dtype, job->c);
         }
         for (int32_t k = start[r]; k < start[r + 1]; k++) {
             const uint8_t *from = job->from + (size_t)(b * job->n + order[k]) * job->row_bytes;
             const float *wide = (const float *)from;
-            const uint16_t *narrow = (const uint16_t *)from;
+            const uint16_t *half = (const uint16_t *)from;
 
+            if (job->bf16) {
 #pragma omp simd
-            for (int64_t j = 0; j < job->c; j++) {
-                sum[j] += job->bf16 ? agglo_bf16_to_f32(narrow[j]) : wide[j];
+                for (int64_t j = 0; j < job->c; j++) {
+                    sum[j] += agglo_bf16_to_f32(half[j]);
+                }
+            } else {
+#pragma omp simd
+                for (int64_t j = 0; j < job->c; j++) {
+                    sum[j] += wide[j];
+                }
             }
         }
-        agglo_dtype_from_f32(to, sum, dtype, (size_t)job->c);
+        narrow(to, sum, dtype, job->c);
     }
 }
 
