@@ -66,6 +66,7 @@ agglo_status agglo_backend_open(agglo_backend **out, const char *device, int n_t
 void agglo_backend_free(agglo_backend *backend)
 {
     if (backend != NULL) {
+        agglo_resample_cache_free(backend);
         backend->ops->free(backend);
     }
 }

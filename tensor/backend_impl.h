@@ -9,6 +9,9 @@
 #include "tensor/async.h"
 #include "tensor/ops.h"
 #include "tensor/ops_conv.h"
+#include "tensor/ops_attention_bias.h"
+#include "tensor/ops_gather.h"
+#include "tensor/ops_resample.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -21,6 +24,15 @@ typedef struct agglo_conv_shape {
     int64_t stride_h, stride_w, pad_h, pad_w;
     bool depthwise; /* w[o,kh,kw,1], o == c; else w[o,kh,kw,c] */
 } agglo_conv_shape;
+
+/* The weights of one axis in the backend's memory; meaning of agglo_taps. */
+typedef struct agglo_axis {
+    int64_t n_in, n_out;
+    int max_taps;
+    bool identity; /* every output is its own input */
+    const int32_t *first, *count;
+    const float *weight;
+} agglo_axis;
 
 typedef struct agglo_backend_ops {
     void (*free)(agglo_backend *be);
@@ -90,6 +102,26 @@ typedef struct agglo_backend_ops {
     void (*axpy)(agglo_backend *be, float a, const agglo_tensor *x, agglo_tensor *y);
     void (*cast)(agglo_backend *be, const agglo_tensor *x, agglo_tensor *y);
 
+    /* y (+)= x resampled down its columns and across its rows: both directions of agglo_resample */
+    void (*resample)(agglo_backend *be, const agglo_axis *down, const agglo_axis *across, const agglo_tensor *x,
+                     bool accumulate, agglo_tensor *y);
+    void (*crop_grid)(agglo_backend *be, const agglo_tensor *table, const agglo_tensor *boxes, agglo_tensor *y);
+    void (*crop_grid_bwd)(agglo_backend *be, const agglo_tensor *d_y, const agglo_tensor *boxes, agglo_tensor *d_table);
+
+    void (*window_partition)(agglo_backend *be, const agglo_tensor *x, int64_t wh, int64_t ww, bool accumulate,
+                             agglo_tensor *y);
+    void (*window_merge)(agglo_backend *be, const agglo_tensor *y, int64_t wh, int64_t ww, bool accumulate,
+                         agglo_tensor *x);
+    void (*gather_rows)(agglo_backend *be, const agglo_tensor *x, const agglo_tensor *index, agglo_tensor *y);
+    void (*scatter_rows)(agglo_backend *be, const agglo_tensor *y, const agglo_tensor *index, bool accumulate,
+                         agglo_tensor *x);
+
+    void (*attention_bias)(agglo_backend *be, const agglo_tensor *qkv, float scale, const agglo_bias *bias,
+                           agglo_tensor *out, agglo_tensor *lse);
+    void (*attention_bias_bwd)(agglo_backend *be, const agglo_tensor *d_out, const agglo_tensor *qkv,
+                               const agglo_tensor *out, const agglo_tensor *lse, float scale, const agglo_bias *bias,
+                               agglo_tensor *d_qkv, const agglo_bias_gradient *d_bias);
+
     /* tensor/ops_conv.h. Six operators are made of three: windows gathered from an image, y (+)= act(conv(x) + b); windows scattered onto
      * one, x (+)= act(conv^T(y) + b); and d_w += , d_b += sums of d_y or of x over pixels (either NULL). b, act and pre come without
      * accumulate; depthwise scattering without b, act and pre, and its d_b_x is NULL. */
@@ -155,7 +187,11 @@ struct agglo_backend {
     agglo_pool *pool;   /* NULL on a device */
     agglo_err failed;   /* the first failure since the last check; AGGLO_OK: none */
     char describe[128]; /* "cpu (avx2, 2 threads)" */
+    struct agglo_resample_cache *resample_cache;
 };
+
+/* ops_resample.c: give back the weights that are kept; before the backend's memory goes. */
+void agglo_resample_cache_free(agglo_backend *be);
 
 /* Latch `err` unless an earlier failure stands. */
 void agglo_backend_latch(agglo_backend *be, const agglo_err *err);

@@ -164,4 +164,27 @@ static AGGLO_HD inline agglo_bilinear agglo_bilinear_at(int64_t o, int64_t n_in,
     return at;
 }
 
+/* The two inputs of output o of n_out along one axis of a box that starts at `start` and extends over `extent` (fractions of the axis
+ * from the first to the last of n_in). A box that leaves the axis, or is no number, reads its edges. */
+static AGGLO_HD inline agglo_bilinear agglo_crop_at(float start, float extent, int64_t o, int64_t n_in, int64_t n_out)
+{
+    float part = n_out > 1 ? (float)o / (float)(n_out - 1) : 0.0f, most = (float)(n_in - 1);
+    float s = (start + extent * part) * most;
+    agglo_bilinear at;
+
+    s = s > 0.0f ? s : 0.0f;
+    s = s < most ? s : most;
+    at.i0 = (int64_t)s;
+    at.i1 = at.i0 + 1 < n_in ? at.i0 + 1 : n_in - 1;
+    at.w1 = s - (float)at.i0;
+    at.w0 = 1.0f - at.w1;
+    return at;
+}
+
+/* What of input i `at` reads. */
+static AGGLO_HD inline float agglo_bilinear_weight(agglo_bilinear at, int64_t i)
+{
+    return (at.i0 == i ? at.w0 : 0.0f) + (at.i1 == i ? at.w1 : 0.0f);
+}
+
 #endif

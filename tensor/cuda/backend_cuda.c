@@ -542,6 +542,9 @@ agglo_status agglo_backend_cuda_new(agglo_backend **out, int device, agglo_err *
     agglo_cuda_conv_ops(&made->ops);
     agglo_cuda_batchnorm_ops(&made->ops);
     agglo_cuda_maps_ops(&made->ops);
+    agglo_cuda_attention_bias_ops(&made->ops);
+    agglo_cuda_gather_ops(&made->ops);
+    agglo_cuda_resample_ops(&made->ops);
     cuda = &made->cuda;
     cuda->base.ops = &made->ops;
     cuda->device = device;

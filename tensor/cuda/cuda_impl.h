@@ -116,6 +116,9 @@ void agglo_cuda_optim_ops(agglo_backend_ops *ops);
 void agglo_cuda_conv_ops(agglo_backend_ops *ops);
 void agglo_cuda_batchnorm_ops(agglo_backend_ops *ops);
 void agglo_cuda_maps_ops(agglo_backend_ops *ops);
+void agglo_cuda_attention_bias_ops(agglo_backend_ops *ops);
+void agglo_cuda_gather_ops(agglo_backend_ops *ops);
+void agglo_cuda_resample_ops(agglo_backend_ops *ops);
 
 #ifdef __cplusplus
 }

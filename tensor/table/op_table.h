@@ -13,6 +13,9 @@
 
 #include "tensor/ops.h"
 #include "tensor/ops_conv.h"
+#include "tensor/ops_attention_bias.h"
+#include "tensor/ops_gather.h"
+#include "tensor/ops_resample.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -35,6 +38,7 @@ typedef enum agglo_array_role {
 typedef enum agglo_array_draw {
     AGGLO_DRAW_NORMAL, /* N(0, 1) */
     AGGLO_DRAW_SQUARE, /* its square: variances, second moments */
+    AGGLO_DRAW_SMALL,  /* an eighth of it: position tables, whose products with a query are not scaled */
 } agglo_array_draw;
 
 typedef struct agglo_op_array {
@@ -147,6 +151,12 @@ extern const agglo_adamw_config agglo_table_adamw_config;
 
 /* map.scale of a stored target */
 float agglo_table_target_scale(const agglo_op_case *c);
+
+/* of a row of resample or resample_bwd */
+agglo_resample_rule agglo_table_resample_rule(const agglo_op_case *c);
+
+/* tokens of a row of attention_bias or attention_bias_bwd */
+int64_t agglo_table_bias_tokens(const agglo_op_case *c);
 
 /* 1 / sqrt(head size) */
 float agglo_table_attention_scale(int64_t head_dim);

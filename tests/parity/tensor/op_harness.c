@@ -162,7 +162,9 @@ static void draw(run *r, int i)
     } else {
         for (int64_t j = 0; j < a->n; j++) {
             a->initial[j] = (double)test_random_normal(&r->random);
-            a->initial[j] *= a->like.draw == AGGLO_DRAW_SQUARE ? a->initial[j] : 1.0;
+            a->initial[j] *= a->like.draw == AGGLO_DRAW_SQUARE  ? a->initial[j]
+                             : a->like.draw == AGGLO_DRAW_SMALL ? 0.125
+                                                                : 1.0;
         }
         from_double(a->bytes, a->initial, a->like.dtype, a->n);
     }
