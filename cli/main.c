@@ -82,6 +82,23 @@ static agglo_status unknown_command(int argc, char **argv, agglo_err *err)
                            : agglo_fail(err, AGGLO_E_CONFIG, "unknown command '%s'; see agglo --help", text);
 }
 
+/* Help of the first word of commands of two, "inspect"; false when there is none. */
+static bool help_group(const char *word)
+{
+    const agglo_command *group[AGGLO_COUNT(commands)];
+    size_t n = 0, n_word = strlen(word);
+
+    for (size_t i = 0; i < AGGLO_COUNT(commands); i++) {
+        if (strncmp(commands[i]->name, word, n_word) == 0 && commands[i]->name[n_word] == ' ') {
+            group[n++] = commands[i];
+        }
+    }
+    if (n > 0) {
+        agglo_help_all(group, n);
+    }
+    return n > 0;
+}
+
 static int exit_status(agglo_status status, bool incomplete)
 {
     return status == AGGLO_OK ? (incomplete ? 3 : 0) : status == AGGLO_E_CONFIG ? 2 : 1;
@@ -124,7 +141,9 @@ int main(int argc, char **argv)
     if (command == NULL || asked(argc, argv, "--version")) {
         int at = command == NULL ? first_word(argc, argv) : argc;
 
-        if (at < argc) {
+        if (at < argc && (asked(argc, argv, "--help") || asked(argc, argv, "-h")) && help_group(argv[at])) {
+            return flush_output(0);
+        } else if (at < argc) {
             unknown_command(argc - at, argv + at, &err);
         } else if (asked(argc, argv, "--version")) {
             agglo_print_version(asked(argc, argv, "--json"));

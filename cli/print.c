@@ -10,6 +10,8 @@
 #include <webp/decode.h>
 #include <xxhash.h>
 #include <yaml.h>
+#include <zlib.h>
+#include <zstd.h>
 
 #include "cli/cli.h"
 #include "tensor/backend.h"
@@ -98,7 +100,8 @@ json_t *agglo_version_json(void)
     set_version(libraries, "libwebp", major >> 16, major >> 8 & 255, major & 255);
     json_object_set_new(libraries, "libspng", json_string(spng_version_string()));
     json_object_set_new(libraries, "libarchive", json_string(archive_version_string() + strlen("libarchive ")));
-    json_object_set_new(libraries, "zstd", json_string(archive_libzstd_version()));
+    json_object_set_new(libraries, "zlib", json_string(zlibVersion()));
+    json_object_set_new(libraries, "zstd", json_string(ZSTD_versionString()));
     major = (int)XXH_versionNumber();
     set_version(libraries, "xxhash", major / 10000, major / 100 % 100, major % 100);
     json_object_set_new(libraries, "openssl", json_string(OpenSSL_version(OPENSSL_VERSION_STRING)));

@@ -10,7 +10,7 @@ target_include_directories(agglo_dnnl SYSTEM INTERFACE ${DNNL_INCLUDE_DIR})
 target_link_libraries(agglo_dnnl INTERFACE ${DNNL_LIBRARY})
 
 foreach(entry IN ITEMS
-    "jansson jansson" "yaml yaml-0.1" "xxhash libxxhash" "crypto libcrypto" "archive libarchive" "jpeg libjpeg"
+    "jansson jansson" "yaml yaml-0.1" "xxhash libxxhash" "crypto libcrypto" "archive libarchive" "zlib zlib" "zstd libzstd" "jpeg libjpeg"
     "webp libwebp" "webpdemux libwebpdemux" "lmdb lmdb" "lapacke lapacke")
   separate_arguments(entry)
   list(GET entry 0 name)

@@ -14,7 +14,7 @@
 #include "base/hash.h"
 
 /* Raised when pixels for equal bytes change; part of every fingerprint that depends on pixels. */
-#define DECODER_VERSION 1
+#define DECODER_VERSION 2
 
 struct agglo_decoder {
     agglo_decode_options options;
@@ -196,6 +196,31 @@ static bool mirrors_y(int orientation)
     return orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
 }
 
+/* The value of a directory entry as TIFF writes numbers: the first one, of any integer type but BYTE (bytes to Pillow). 0: no number. */
+static uint32_t entry_value(const uint8_t *data, size_t n_bytes, const uint8_t *e, bool big)
+{
+    unsigned type = big ? (unsigned)(e[2] << 8 | e[3]) : agglo_le16(e + 2);
+    uint32_t count = big ? agglo_be32(e + 4) : agglo_le32(e + 4);
+    size_t n = type == 6 ? 1 : type == 3 || type == 8 ? 2 : type == 4 || type == 9 ? 4 : 0;
+    const uint8_t *p = e + 8;
+
+    if (n == 0 || count == 0) {
+        return 0;
+    }
+    if (count > 4 / n) { /* too many to stand in the entry: it says where they are */
+        size_t at = big ? agglo_be32(p) : agglo_le32(p);
+
+        if (at > n_bytes || n > n_bytes - at) {
+            return 0;
+        }
+        p = data + at;
+    }
+    return n == 1   ? p[0]
+           : n == 2 ? (big ? (uint32_t)(p[0] << 8 | p[1]) : agglo_le16(p))
+           : big    ? agglo_be32(p)
+                    : agglo_le32(p);
+}
+
 int agglo_exif_orientation(const uint8_t *data, size_t n_bytes)
 {
     bool big;
@@ -206,38 +231,51 @@ int agglo_exif_orientation(const uint8_t *data, size_t n_bytes)
         n_bytes -= 6;
     }
     if (n_bytes < 8) {
-        return 1;
+        return 0;
     }
     big = memcmp(data, "MM\0*", 4) == 0;
     if (!big && memcmp(data, "II*\0", 4) != 0) {
-        return 1;
+        return 0;
     }
     at = big ? agglo_be32(data + 4) : agglo_le32(data + 4);
     if (at > n_bytes - 2) {
-        return 1;
+        return 0;
     }
     n = big ? (size_t)(data[at] << 8 | data[at + 1]) : agglo_le16(data + at);
     at += 2;
     for (; n > 0 && n_bytes - at >= 12; n--, at += 12) {
         const uint8_t *e = data + at;
         unsigned tag = big ? (unsigned)(e[0] << 8 | e[1]) : agglo_le16(e);
-        unsigned type = big ? (unsigned)(e[2] << 8 | e[3]) : agglo_le16(e + 2);
-        uint32_t count = big ? agglo_be32(e + 4) : agglo_le32(e + 4), value;
 
-        if (tag != 0x0112) {
-            continue;
+        if (tag == 0x0112) {
+            uint32_t value = entry_value(data, n_bytes, e, big);
+
+            return value >= 1 && value <= 8 ? (int)value : 1;
         }
-        if (count != 1 || (type != 3 && type != 4)) { /* SHORT, as the standard says, or LONG, as some write */
-            return 1;
-        }
-        if (type == 3) {
-            value = big ? (uint32_t)(e[8] << 8 | e[9]) : agglo_le16(e + 8);
-        } else {
-            value = big ? agglo_be32(e + 8) : agglo_le32(e + 8);
-        }
-        return value >= 1 && value <= 8 ? (int)value : 1;
     }
-    return 1;
+    return 0;
+}
+
+int agglo_xmp_orientation(const uint8_t *data, size_t n_bytes)
+{
+    static const char name[] = "tiff:Orientation";
+    const size_t n_name = sizeof name - 1;
+
+    for (const uint8_t *p = data, *end = data + n_bytes;; p++) {
+        const uint8_t *value;
+
+        p = n_bytes == 0 ? NULL : memmem(p, (size_t)(end - p), name, n_name);
+        if (p == NULL) {
+            return 0;
+        }
+        value = p + n_name;
+        if (end - value >= 3 && value[0] == '=' && value[1] == '"' && value[2] >= '0' && value[2] <= '9') {
+            return value[2] >= '1' && value[2] <= '8' ? value[2] - '0' : 1;
+        }
+        if (end - value >= 2 && value[0] == '>' && value[1] >= '0' && value[1] <= '9') {
+            return value[1] >= '1' && value[1] <= '8' ? value[1] - '0' : 1;
+        }
+    }
 }
 
 /* dst pixel (x, y) = src pixel at origin + x * step_x + y * step_y. In tiles, because the turns by 90 degrees walk src in columns. */

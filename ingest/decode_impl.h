@@ -70,7 +70,10 @@ agglo_status agglo_webp_read(agglo_bytes encoded, const agglo_stored_image *imag
 agglo_status agglo_webp_verify(agglo_bytes encoded, const agglo_stored_image *image, agglo_pixel_buffer *buffer,
                                agglo_reason *reason, agglo_err *err);
 
-/* The orientation in an EXIF block (TIFF header and first directory, with or without "Exif\0\0" before it), 1 when it has none. */
+/* The orientation in an EXIF block (TIFF header and first directory, with or without "Exif\0\0" before it); 0 when it has none, 1 for a
+ * value that is none of the eight. */
 int agglo_exif_orientation(const uint8_t *data, size_t n_bytes);
+/* The same of an XMP packet (tiff:Orientation as an attribute or an element), which counts where EXIF has none, as in Pillow. */
+int agglo_xmp_orientation(const uint8_t *data, size_t n_bytes);
 
 #endif

@@ -127,6 +127,27 @@ static agglo_status fail_jpeg(agglo_jpeg *jpeg, agglo_reason *reason, agglo_err 
     return agglo_reject_image(reason, jpeg->code, err, "%s", jpeg->text);
 }
 
+/* In the first EXIF segment, or else in an XMP one. */
+static int find_orientation(jpeg_saved_marker_ptr markers)
+{
+    static const char xmp[] = "http://ns.adobe.com/xap/1.0/"; /* and its NUL */
+    int from_exif = 0, from_xmp = 0;
+    bool found = false;
+
+    for (jpeg_saved_marker_ptr m = markers; m != NULL; m = m->next) {
+        if (m->marker != JPEG_APP0 + 1) {
+            continue;
+        }
+        if (!found && m->data_length > 6 && memcmp(m->data, "Exif\0\0", 6) == 0) {
+            from_exif = agglo_exif_orientation(m->data, m->data_length);
+            found = true;
+        } else if (from_xmp == 0 && m->data_length > sizeof xmp && memcmp(m->data, xmp, sizeof xmp) == 0) {
+            from_xmp = agglo_xmp_orientation(m->data + sizeof xmp, m->data_length - sizeof xmp);
+        }
+    }
+    return from_exif != 0 ? from_exif : from_xmp != 0 ? from_xmp : 1;
+}
+
 agglo_status agglo_jpeg_open(agglo_jpeg *jpeg, agglo_bytes encoded, agglo_stored_image *out, agglo_reason *reason,
                              agglo_err *err)
 {
@@ -157,13 +178,7 @@ agglo_status agglo_jpeg_open(agglo_jpeg *jpeg, agglo_bytes encoded, agglo_stored
     }
     out->width = cinfo->image_width;
     out->height = cinfo->image_height;
-    out->orientation = 1;
-    for (jpeg_saved_marker_ptr m = cinfo->marker_list; m != NULL; m = m->next) {
-        if (m->marker == JPEG_APP0 + 1 && m->data_length > 6 && memcmp(m->data, "Exif\0\0", 6) == 0) {
-            out->orientation = agglo_exif_orientation(m->data, m->data_length);
-            break;
-        }
-    }
+    out->orientation = find_orientation(cinfo->marker_list);
     return AGGLO_OK;
 }
 

@@ -1,12 +1,10 @@
 /* PNG by libspng: every colour type and depth, interlaced or not; alpha and tRNS are dropped, colour chunks ignored. A critical chunk with
- * a wrong CRC is an error; an ancillary one decides no pixel and is left out.
+ * a wrong CRC is an error. Ancillary chunks decide no pixel: libspng does not get to see them, and so neither inflates nor keeps them, nor
+ * refuses a picture for what they hold.
  */
 #include "ingest/decode_impl.h"
 
 #include <spng.h>
-
-#define MAX_CHUNK_CACHE                                                                                                \
-    ((size_t)256 << 20) /* ancillary chunks, inflated; libspng wants no chunk to be larger than it */
 
 static agglo_status fail_png(int code, agglo_reason *reason, agglo_err *err)
 {
@@ -34,8 +32,10 @@ static agglo_status fail_png(int code, agglo_reason *reason, agglo_err *err)
 struct agglo_png {
     spng_ctx *spng; /* NULL: nothing is open */
     struct spng_ihdr header;
-    bool ended;  /* there is a whole IEND */
-    bool clip16; /* 16-bit gray as Pillow does it */
+    agglo_bytes file;
+    size_t at, run_end; /* read so far; where the signature or the chunk that is being read ends */
+    bool ended;         /* there is a whole IEND */
+    bool clip16;        /* 16-bit gray as Pillow does it */
 };
 
 agglo_status agglo_png_new(agglo_png **out, bool clip16, agglo_err *err)
@@ -77,12 +77,28 @@ static uint32_t crc32_of(const uint8_t *data, size_t n)
     return ~crc;
 }
 
+/* The orientation in an iTXt chunk that holds an uncompressed XMP packet; 0: none. */
+static int text_orientation(const uint8_t *data, size_t n)
+{
+    static const char keyword[] =
+        "XML:com.adobe.xmp"; /* and its NUL; then compressed?, method, language NUL, translation NUL, text */
+    const uint8_t *end = data + n, *p = data + sizeof keyword + 2;
+
+    if (n < sizeof keyword + 4 || memcmp(data, keyword, sizeof keyword) != 0 || data[sizeof keyword] != 0) {
+        return 0;
+    }
+    for (int k = 0; k < 2 && p != NULL; k++) {
+        p = memchr(p, 0, (size_t)(end - p));
+        p = p == NULL ? NULL : p + 1;
+    }
+    return p == NULL ? 0 : agglo_xmp_orientation(p, (size_t)(end - p));
+}
+
 /* The eXIf chunk may stand behind the pixels, so the chunks are walked here rather than by the decoder. *ended: there is a whole IEND,
- * which the decoder does not look at to its last byte. */
+ * which the decoder does not look at to its last byte. Of several eXIf chunks the last counts. */
 static int find_orientation(agglo_bytes png, bool *ended)
 {
-    int orientation = 1;
-    bool found = false;
+    int from_exif = 0, from_xmp = 0;
 
     *ended = false;
     for (size_t at = 8; png.size - at >= 12;) {
@@ -96,14 +112,51 @@ static int find_orientation(agglo_bytes png, bool *ended)
             *ended = true;
             break;
         }
-        if (!found && memcmp(chunk + 4, "eXIf", 4) == 0 && n <= 0xffff &&
+        if (memcmp(chunk + 4, "eXIf", 4) == 0 && n <= 0xffff &&
             crc32_of(chunk + 4, n + 4) == agglo_be32(chunk + 8 + n)) {
-            orientation = agglo_exif_orientation(chunk + 8, n);
-            found = true;
+            from_exif = agglo_exif_orientation(chunk + 8, n);
+        } else if (from_xmp == 0 && memcmp(chunk + 4, "iTXt", 4) == 0) {
+            from_xmp = text_orientation(chunk + 8, n);
         }
         at += n + 12;
     }
-    return orientation;
+    return from_exif != 0 ? from_exif : from_xmp != 0 ? from_xmp : 1;
+}
+
+/* libspng's source: the file without its ancillary chunks (a small first letter). What is cut off goes through as it is, to be found. */
+static int read_critical(spng_ctx *spng, void *user, void *out, size_t n)
+{
+    agglo_png *png = user;
+    uint8_t *to = out;
+
+    (void)spng;
+    while (n > 0) {
+        size_t n_part = png->run_end - png->at;
+
+        if (n_part == 0) {
+            size_t left = png->file.size - png->at;
+            const uint8_t *chunk = png->file.data + png->at;
+            bool whole = left >= 12 && agglo_be32(chunk) <= left - 12;
+            size_t n_chunk = whole ? (size_t)agglo_be32(chunk) + 12 : left;
+
+            if (left == 0) {
+                return SPNG_IO_EOF;
+            }
+            if (whole && (chunk[4] & 0x20) != 0) {
+                png->at += n_chunk;
+                png->run_end = png->at;
+                continue;
+            }
+            png->run_end = png->at + n_chunk;
+            n_part = n_chunk;
+        }
+        n_part = n_part < n ? n_part : n;
+        memcpy(to, png->file.data + png->at, n_part);
+        png->at += n_part;
+        to += n_part;
+        n -= n_part;
+    }
+    return 0;
 }
 
 agglo_status agglo_png_open(agglo_png *png, agglo_bytes encoded, agglo_stored_image *out, agglo_reason *reason,
@@ -116,9 +169,10 @@ agglo_status agglo_png_open(agglo_png *png, agglo_bytes encoded, agglo_stored_im
     if (png->spng == NULL) {
         return fail_png(SPNG_EMEM, reason, err);
     }
-    code = spng_set_chunk_limits(png->spng, MAX_CHUNK_CACHE, MAX_CHUNK_CACHE);
-    code = code != 0 ? code : spng_set_crc_action(png->spng, SPNG_CRC_ERROR, SPNG_CRC_DISCARD);
-    code = code != 0 ? code : spng_set_png_buffer(png->spng, encoded.data, encoded.size);
+    png->file = encoded;
+    png->at = 0;
+    png->run_end = encoded.size < 8 ? encoded.size : 8; /* the signature */
+    code = spng_set_png_stream(png->spng, read_critical, png);
     code = code != 0 ? code : spng_get_ihdr(png->spng, &png->header);
     /* libspng refuses sizes that are zero before it says what they are */
     if (code != 0) {

@@ -37,12 +37,17 @@ agglo_status agglo_webp_open(agglo_bytes encoded, agglo_stored_image *out, agglo
     out->width = WebPDemuxGetI(demux, WEBP_FF_CANVAS_WIDTH);
     out->height = WebPDemuxGetI(demux, WEBP_FF_CANVAS_HEIGHT);
     out->animated = (flags & ANIMATION_FLAG) != 0;
-    out->orientation = 1;
+    out->orientation = 0;
     out->lossy = WebPGetFeatures(encoded.data, encoded.size, &features) == VP8_STATUS_OK && features.format == 1;
     if ((flags & EXIF_FLAG) != 0 && WebPDemuxGetChunk(demux, "EXIF", 1, &chunk)) {
         out->orientation = agglo_exif_orientation(chunk.chunk.bytes, chunk.chunk.size);
         WebPDemuxReleaseChunkIterator(&chunk);
     }
+    if (out->orientation == 0 && (flags & XMP_FLAG) != 0 && WebPDemuxGetChunk(demux, "XMP ", 1, &chunk)) {
+        out->orientation = agglo_xmp_orientation(chunk.chunk.bytes, chunk.chunk.size);
+        WebPDemuxReleaseChunkIterator(&chunk);
+    }
+    out->orientation = out->orientation == 0 ? 1 : out->orientation;
     WebPDemuxDelete(demux);
     return AGGLO_OK;
 }

@@ -39,18 +39,18 @@ agglo_name_kind agglo_name_split(const char *name, size_t *n_key)
     const char *slash = strrchr(name, '/'), *dot, *base = slash == NULL ? name : slash + 1;
     size_t n = strlen(name);
 
-    /* "__", anything but slashes, "__", then a slash or the end */
+    /* a name without slashes that begins and ends with "__"; or "__", anything but slashes, "__" and a slash */
     if (strncmp(name, "__", 2) == 0) {
         size_t n_first = strcspn(name, "/");
 
-        if (n_first >= 4 && memcmp(name + n_first - 2, "__", 2) == 0) {
+        if (memcmp(name + n_first - 2, "__", 2) == 0 && (n_first >= 4 || name[n_first] == 0)) {
             return AGGLO_NAME_META;
         }
     }
     *n_key = n;
     dot = strchr(base, '.');
     /* the directory counts as stem ("dir/.foo" has the key "dir/"), as in webdataset's pattern */
-    if (dot == NULL || dot == name) {
+    if (dot == NULL || dot == name || (dot == base && memchr(name, '.', (size_t)(base - name)) != NULL)) {
         return AGGLO_NAME_NO_KEY;
     }
     *n_key = (size_t)(dot - name);
@@ -263,37 +263,79 @@ const agglo_member *agglo_grouping_member(const agglo_grouping *grouping, uint32
     return &grouping->members[number - 1];
 }
 
-/* Python writes NaN and Infinity, which are no JSON: outside of strings, such words become 0. NULL when there is none, or no memory. */
-static char *without_nan(agglo_bytes json)
+/* Copy a string from its quote on, up to and with the quote that ends it; jansson refuses what Python's json takes and web data hold: lone
+ * surrogates and NULs as escapes, which become '?', and raw control characters, which become blanks. Returns how many bytes it took. */
+static size_t forgive_string(const uint8_t *in, size_t n, char *out)
 {
-    static const char *const words[] = {"NaN", "-Infinity", "Infinity"};
-    agglo_err ignored = {0};
-    char *text = agglo_alloc(json.size + 1, 1, &ignored);
-    bool inside = false, found = false;
+    size_t i = 1;
 
-    for (size_t i = 0; text != NULL && i < json.size; i++) {
-        text[i] = (char)json.data[i];
-        if (text[i] == '"') {
-            inside = !inside;
-        } else if (inside && text[i] == '\\' && i + 1 < json.size) {
+    out[0] = '"';
+    while (i < n && in[i] != '"') {
+        out[i] = (char)(in[i] < 0x20 ? ' ' : in[i]);
+        if (in[i] != '\\' || i + 1 >= n) {
             i++;
-            text[i] = (char)json.data[i];
+            continue;
         }
-        for (size_t k = 0; !inside && k < AGGLO_COUNT(words); k++) {
-            size_t n = strlen(words[k]);
+        out[i + 1] = (char)in[i + 1];
+        if (in[i + 1] == 'u' && n - i >= 6) {
+            bool pair = n - i >= 12 && (in[i + 2] | 0x20) == 'd' && strchr("89abAB", in[i + 3]) != NULL &&
+                        in[i + 6] == '\\' && in[i + 7] == 'u' && (in[i + 8] | 0x20) == 'd' &&
+                        strchr("cdefCDEF", in[i + 9]) != NULL;
+            size_t n_escape = pair ? 12 : 6;
 
-            if (json.size - i >= n && memcmp(json.data + i, words[k], n) == 0) {
-                memset(text + i, ' ', n);
-                memcpy(text + i, "0", 1);
-                i += n - 1;
-                found = true;
-                break;
+            memcpy(out + i, in + i, n_escape);
+            if (!pair && (((in[i + 2] | 0x20) == 'd' && in[i + 3] >= '8') || memcmp(in + i + 2, "0000", 4) == 0)) {
+                memcpy(out + i, "\\u003f", 6);
             }
+            i += n_escape;
+        } else {
+            i += 2;
         }
     }
-    if (!found) {
-        agglo_free(text);
-        return NULL;
+    if (i < n) {
+        out[i++] = '"';
+    }
+    return i;
+}
+
+/* The same text, with what jansson does not take made harmless: in strings as above; outside, NaN, Infinity and numbers that do not fit 64
+ * bits become 0. NULL on lack of memory. */
+static char *forgive(agglo_bytes json)
+{
+    static const char number[] = "+-.0123456789eE", word[] = "NaInfity-";
+    agglo_err ignored = {0};
+    char *text = agglo_alloc(json.size + 1, 1, &ignored);
+
+    for (size_t i = 0; text != NULL && i < json.size;) {
+        const uint8_t *p = json.data + i;
+        size_t n = 0, most = json.size - i;
+
+        if (*p == '"') {
+            i += forgive_string(p, most, text + i);
+            continue;
+        }
+        if (*p == 'N' || *p == 'I' || (*p == '-' && most > 1 && p[1] == 'I')) {
+            while (n < most && p[n] != 0 && strchr(word, p[n]) != NULL) {
+                n++;
+            }
+        } else if (*p == '-' || (*p >= '0' && *p <= '9')) {
+            while (n < most && p[n] != 0 && strchr(number, p[n]) != NULL) {
+                n++;
+            }
+            if (n < 19 && memchr(p, 'e', n) == NULL && memchr(p, 'E', n) == NULL) {
+                memcpy(text + i, p, n);
+                i += n;
+                continue;
+            }
+        }
+        if (n > 0) {
+            memset(text + i, ' ', n);
+            text[i] = '0';
+        } else {
+            text[i] = (char)*p;
+            n = 1;
+        }
+        i += n;
     }
     return text;
 }
@@ -312,7 +354,7 @@ void agglo_sidecar_read(agglo_bytes json, agglo_sidecar *out)
         json = (agglo_bytes){json.data + 3, json.size - 3};
     }
     root = json_loadb((const char *)json.data, json.size, JSON_ALLOW_NUL, NULL);
-    if (root == NULL && (plain = without_nan(json)) != NULL) {
+    if (root == NULL && (plain = forgive(json)) != NULL) {
         root = json_loadb(plain, json.size, JSON_ALLOW_NUL, NULL);
         agglo_free(plain);
     }

@@ -1,4 +1,4 @@
-/* Sources of both kinds: opening, spooling, unpacking, telling one from another. libarchive's filters unpack. */
+/* Sources of both kinds: opening, spooling, unpacking, telling one from another. */
 #include "ingest/source_impl.h"
 
 #include <errno.h>
@@ -9,21 +9,16 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <archive.h>
-#include <archive_entry.h>
-
 #include "base/fs.h"
 #include "base/stop.h"
 
 enum {
     COPY_BLOCK = 1 << 18,
     STDIN_WAIT_MS = 200, /* between two looks at the stop flag */
-    IDENTITY_BLOCK = 65536,
-    MAX_RATIO = 256 /* of unpacked to packed bytes, with a GiB free: pictures do not compress, bombs do */
+    IDENTITY_BLOCK = 65536
 };
 
-/* A file without a name, in `dir`. */
-static int open_spool(const char *dir, agglo_err *err)
+int agglo_open_spool(const char *dir, agglo_err *err)
 {
     char *path = agglo_format(err, "%s/.tmp-spool-XXXXXX", dir);
     int fd;
@@ -54,7 +49,7 @@ static agglo_status spool_stdin(agglo_source *out, const char *spool_dir, agglo_
     if (block == NULL) {
         return err->status;
     }
-    out->fd = open_spool(spool_dir, err);
+    out->fd = agglo_open_spool(spool_dir, err);
     while (out->fd >= 0) {
         struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
         int n_ready = poll(&input, 1, STDIN_WAIT_MS);
@@ -138,6 +133,11 @@ agglo_status agglo_source_scan(agglo_source *source, agglo_source_visit visit, v
 {
     *reason = NULL;
     detail[0] = 0;
+    if (source->damage[0] != 0 && source->n_plain == 0) { /* nothing was unpacked: that is why */
+        *reason = "shard_corrupt";
+        snprintf(detail, 256, "%s", source->damage);
+        return AGGLO_OK;
+    }
     return source->folder != NULL ? agglo_folder_scan(source->folder, visit, context, err)
                                   : agglo_tar_scan(source, visit, context, reason, detail, err);
 }
@@ -161,78 +161,5 @@ agglo_status agglo_source_identity(const agglo_source *source, agglo_hash128 *ou
         *out = agglo_xxh3_128(block, 8 + 2 * n);
     }
     agglo_free(block);
-    return err->status;
-}
-
-static agglo_status copy_plain(agglo_source *source, struct archive *archive, int fd, agglo_err *err)
-{
-    struct archive_entry *entry;
-    uint64_t total = 0, limit = source->n_bytes * MAX_RATIO + ((uint64_t)1 << 30);
-    int code = archive_read_next_header(archive, &entry);
-
-    while (code == ARCHIVE_OK || code == ARCHIVE_WARN) {
-        const void *block;
-        size_t n;
-        la_int64_t offset;
-
-        code = archive_read_data_block(archive, &block, &n, &offset);
-        if (code == ARCHIVE_OK || code == ARCHIVE_WARN) {
-            if (agglo_stop_check(err) != AGGLO_OK || spool(fd, block, n, err) != AGGLO_OK) {
-                return err->status;
-            }
-            total += n;
-            if (total > limit) {
-                snprintf(source->damage, sizeof source->damage, "it unpacks to more than %d times its size", MAX_RATIO);
-                break;
-            }
-        }
-    }
-    if (code != ARCHIVE_EOF && source->damage[0] == 0) {
-        const char *why = archive_error_string(archive);
-
-        snprintf(source->damage, sizeof source->damage, "%s", why == NULL ? "damaged compressed data" : why);
-    }
-    source->n_plain = total;
-    return AGGLO_OK;
-}
-
-agglo_status agglo_source_unpack(agglo_source *source, const char *spool_dir, agglo_err *err)
-{
-    uint8_t head[4] = {0};
-    struct archive *archive;
-    int fd;
-
-    if (source->folder != NULL || source->n_bytes < sizeof head) {
-        return AGGLO_OK;
-    }
-    if (agglo_source_read(source, 0, head, sizeof head, err) != AGGLO_OK) {
-        return err->status;
-    }
-    if ((head[0] != 0x1f || head[1] != 0x8b) && agglo_le32(head) != 0xfd2fb528u) {
-        return AGGLO_OK;
-    }
-    fd = open_spool(spool_dir, err);
-    if (fd < 0) {
-        return err->status;
-    }
-    archive = archive_read_new();
-    if (archive == NULL) {
-        close(fd);
-        return agglo_fail(err, AGGLO_E_MEMORY, "libarchive is out of memory");
-    }
-    archive_read_support_filter_gzip(archive);
-    archive_read_support_filter_zstd(archive);
-    archive_read_support_format_raw(archive);
-    if (lseek(source->fd, 0, SEEK_SET) < 0 || archive_read_open_fd(archive, source->fd, COPY_BLOCK) != ARCHIVE_OK) {
-        const char *why = archive_error_string(archive);
-
-        snprintf(source->damage, sizeof source->damage, "%s", why == NULL ? "damaged compressed data" : why);
-        source->n_plain = 0;
-    } else {
-        copy_plain(source, archive, fd, err);
-    }
-    archive_read_free(archive);
-    close(source->fd);
-    source->fd = fd;
     return err->status;
 }

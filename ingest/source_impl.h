@@ -4,6 +4,12 @@
 
 #include "ingest/source.h"
 
+/* What `damage` says of bytes that follow the compressed data: nothing is missing. */
+#define AGGLO_SOURCE_TRAILING "bytes behind the compressed data are not read"
+
+/* A new file without a name, in `dir`; -1 and error. */
+int agglo_open_spool(const char *dir, agglo_err *err);
+
 agglo_status agglo_tar_scan(agglo_source *source, agglo_source_visit visit, void *context, const char **reason,
                             char detail[256], agglo_err *err);
 

@@ -155,7 +155,6 @@ agglo_status agglo_tar_scan(agglo_source *source, agglo_source_visit visit, void
 {
     struct archive *archive = archive_read_new();
     struct archive_entry *entry;
-    uint64_t next = 0; /* where the last member's blocks end */
     bool ended = false;
 
     if (archive == NULL) {
@@ -174,19 +173,20 @@ agglo_status agglo_tar_scan(agglo_source *source, agglo_source_visit visit, void
         agglo_source_member member = {0};
         int code = archive_read_next_header(archive, &entry);
         agglo_err unread = {0};
-        la_int64_t at;
+        la_int64_t at, header = archive_read_header_position(archive); /* with what PAX and GNU put in front of it */
         uint8_t type;
 
         if (code == ARCHIVE_EOF) {
-            /* two blocks of zeros end it; libarchive has read at most one block of ours past them */
-            if (has_trailing_data(source, next)) {
+            at = archive_filter_bytes(archive, 0); /* behind the two blocks of zeros that end it */
+            if (at >= 0 && has_trailing_data(source, (uint64_t)at)) {
                 end_scan(reason, detail, "trailing_data", "bytes behind the end of the tar are not read");
             }
             break;
         }
         if (code != ARCHIVE_OK && code != ARCHIVE_WARN) {
             const char *why = archive_error_string(archive);
-            bool truncated = (why != NULL && strncmp(why, "Truncated", 9) == 0) || ends_in_headers(source, next);
+            bool truncated =
+                (why != NULL && strncmp(why, "Truncated", 9) == 0) || ends_in_headers(source, (uint64_t)header);
 
             end_scan(reason, detail, truncated ? "shard_truncated" : "shard_corrupt",
                      why != NULL ? why : (truncated ? "the tar ends within a header" : "damaged header"));
@@ -201,7 +201,7 @@ agglo_status agglo_tar_scan(agglo_source *source, agglo_source_visit visit, void
             end_scan(reason, detail, "shard_corrupt", "a member without name or size");
             break;
         }
-        if (!check_headers(source, next, (uint64_t)at, &type, &unread)) {
+        if (!check_headers(source, (uint64_t)header, (uint64_t)at, &type, &unread)) {
             end_scan(reason, detail, "shard_corrupt", "a global PAX header names a file");
             break;
         }
@@ -209,8 +209,13 @@ agglo_status agglo_tar_scan(agglo_source *source, agglo_source_visit visit, void
         member.n_bytes = (uint64_t)archive_entry_size(entry);
         member.unsupported = unsupported_type(entry, type);
         member.directory = archive_entry_filetype(entry) == AE_IFDIR;
-        member.cut = member.offset > source->n_plain || member.n_bytes > source->n_plain - member.offset;
-        next = member.cut ? source->n_plain : round_up(member.offset + member.n_bytes);
+        if (member.directory && member.n_bytes > 0) { /* a name that ends in a slash, or a dump of a folder */
+            member.directory = false;
+            member.unsupported = "a folder with data";
+        }
+        /* what is no plain file may say another size than it has in the tar */
+        member.cut = member.unsupported == NULL && !member.directory &&
+                     (member.offset > source->n_plain || member.n_bytes > source->n_plain - member.offset);
         if (visit(context, &member, err) != AGGLO_OK) {
             break;
         }
@@ -223,7 +228,9 @@ agglo_status agglo_tar_scan(agglo_source *source, agglo_source_visit visit, void
     archive_read_free(archive);
     if (err->status == AGGLO_OK && source->damage[0] != 0 &&
         (*reason == NULL || strcmp(*reason, "trailing_data") == 0)) {
-        end_scan(reason, detail, "shard_truncated", source->damage);
+        end_scan(reason, detail,
+                 strcmp(source->damage, AGGLO_SOURCE_TRAILING) == 0 ? "trailing_data" : "shard_truncated",
+                 source->damage);
     }
     return err->status;
 }

@@ -1,6 +1,6 @@
 /* One step: backbone forward; for every teacher and kind the head forward, the loss with its gradient, the head
- * backward, so that only one head's activations live at a time; backbone backward; gradient norms; the check;
- * AdamW.
+ * backward, so that only one head's activations live at a time; backbone backward; the check of the loss; the gradient's norm and
+ * AdamW, which clips by it and does nothing where it is not finite, on the device; the check of both.
  */
 #include "student/trainer.h"
 
@@ -36,8 +36,8 @@ struct agglo_trainer {
     agglo_tensor sums;                         /* [n_heads * 2, 4] */
     head_pass passes[AGGLO_MAX_HEADS][2];
 
-    float *norms_device; /* [n_params] sums of squares */
-    float *norms, *sums_host;
+    agglo_optim *optim; /* NULL where nothing is trained */
+    float *sums_host;
 };
 
 agglo_trainer_config agglo_trainer_config_default(void)
@@ -66,12 +66,34 @@ double agglo_metrics_spatial_cos(const agglo_metrics *metrics, size_t teacher)
     return mean_of(metrics->spatial[teacher].cos, metrics->spatial[teacher].n_tokens);
 }
 
+static agglo_status make_optim(agglo_trainer *trainer, agglo_err *err)
+{
+    agglo_params *params = agglo_student_params(trainer->student);
+    size_t n = agglo_params_count(params);
+    agglo_optim_entry *entries = agglo_alloc(n, sizeof *entries, err);
+
+    if (entries == NULL) {
+        return err->status;
+    }
+    for (size_t i = 0; i < n; i++) {
+        const agglo_param *param = agglo_params_at(params, i);
+
+        entries[i] = (agglo_optim_entry){.p = param->value,
+                                         .g = param->grad,
+                                         .m = param->m,
+                                         .v = param->v,
+                                         .weight_decay = param->decay ? (float)trainer->config.weight_decay : 0.0f};
+    }
+    agglo_optim_new(&trainer->optim, trainer->backend, entries, n, err);
+    agglo_free(entries);
+    return err->status;
+}
+
 static agglo_status make(agglo_trainer **out, agglo_backend *backend, const agglo_student_config *student,
                          const agglo_head_config *heads, size_t n_heads, const agglo_trainer_config *config,
                          bool trained, agglo_err *err)
 {
     agglo_trainer *trainer = agglo_alloc(1, sizeof *trainer, err);
-    size_t n_params;
 
     *out = NULL;
     if (trainer == NULL) {
@@ -86,12 +108,8 @@ static agglo_status make(agglo_trainer **out, agglo_backend *backend, const aggl
     if (agglo_student_new(&trainer->student, backend, student, heads, n_heads, trained, err) != AGGLO_OK) {
         goto fail;
     }
-    n_params = agglo_params_count(agglo_student_params(trainer->student));
-    trainer->norms = agglo_alloc(n_params, sizeof *trainer->norms, err);
-    trainer->sums_host = trainer->norms != NULL ? agglo_alloc(n_heads * 2, 4 * sizeof *trainer->sums_host, err) : NULL;
-    trainer->norms_device =
-        trainer->sums_host != NULL ? agglo_backend_alloc(backend, n_params * sizeof *trainer->norms, err) : NULL;
-    if (trainer->norms_device == NULL) {
+    trainer->sums_host = agglo_alloc(n_heads * 2, 4 * sizeof *trainer->sums_host, err);
+    if (trainer->sums_host == NULL || (trained && make_optim(trainer, err) != AGGLO_OK)) {
         goto fail;
     }
     *out = trainer;
@@ -126,10 +144,9 @@ agglo_status agglo_trainer_new_eval(agglo_trainer **out, agglo_backend *backend,
 void agglo_trainer_free(agglo_trainer *trainer)
 {
     if (trainer != NULL) {
-        agglo_backend_release(trainer->backend, trainer->norms_device);
+        agglo_optim_free(trainer->optim);
         agglo_slab_free(&trainer->slab);
         agglo_free(trainer->sums_host);
-        agglo_free(trainer->norms);
         agglo_student_free(trainer->student);
         agglo_free(trainer);
     }
@@ -346,59 +363,34 @@ static void read_sums(agglo_trainer *trainer, const agglo_batch *batch, agglo_me
     }
 }
 
-/* The norm of the whole gradient; AGGLO_E_DATA names the first parameter whose gradient is not finite. */
-static agglo_status gradient_norm(agglo_trainer *trainer, double *out, agglo_err *err)
+/* AdamW with the gradient's norm; AGGLO_E_DATA, naming the first parameter whose gradient is not finite, when nothing was updated. */
+static agglo_status update(agglo_trainer *trainer, double lr, double *norm, agglo_err *err)
 {
-    agglo_params *params = trainer->student->params;
-    size_t n = agglo_params_count(params);
-    double sum = 0.0;
+    const agglo_trainer_config *config = &trainer->config;
+    const agglo_adamw_config adamw = {.lr = (float)lr,
+                                      .beta1 = (float)config->beta1,
+                                      .beta2 = (float)config->beta2,
+                                      .eps = (float)config->eps,
+                                      .grad_scale = 1.0f,
+                                      .step = trainer->n_steps + 1};
+    agglo_grad_state state;
 
-    agglo_zero(trainer->backend, trainer->norms_device, n * sizeof *trainer->norms);
-    for (size_t i = 0; i < n; i++) {
-        agglo_tensor slot = agglo_tensor_1d(trainer->norms_device + i, AGGLO_F32, 1);
-
-        agglo_sum_squares(trainer->backend, &agglo_params_at(params, i)->grad, &slot);
-    }
-    agglo_download(trainer->backend, trainer->norms, trainer->norms_device, n * sizeof *trainer->norms);
+    agglo_grad_norm(trainer->backend, trainer->optim);
+    agglo_adamw_many(trainer->backend, &adamw, (float)config->clip, true, trainer->optim);
+    agglo_grad_state_read(trainer->backend, trainer->optim, &state);
     if (agglo_backend_check(trainer->backend, err) != AGGLO_OK) {
         return err->status;
     }
-    for (size_t i = 0; i < n; i++) {
-        if (!isfinite(trainer->norms[i])) {
-            return agglo_fail(err, AGGLO_E_DATA, "the gradient of %s is not finite", agglo_params_at(params, i)->name);
-        }
-        sum += (double)trainer->norms[i];
+    if (state.first_bad >= 0) {
+        return agglo_fail(err, AGGLO_E_DATA, "the gradient of %s is not finite",
+                          agglo_params_at(trainer->student->params, (size_t)state.first_bad)->name);
     }
-    *out = sqrt(sum);
+    *norm = state.norm;
     return AGGLO_OK;
-}
-
-static void update(agglo_trainer *trainer, double lr, double norm)
-{
-    const agglo_trainer_config *config = &trainer->config;
-    agglo_params *params = trainer->student->params;
-    agglo_adamw_config adamw = {.lr = (float)lr,
-                                .beta1 = (float)config->beta1,
-                                .beta2 = (float)config->beta2,
-                                .eps = (float)config->eps,
-                                .grad_scale = 1.0f,
-                                .step = trainer->n_steps + 1};
-
-    if (config->clip > 0.0 && norm > config->clip) {
-        adamw.grad_scale = (float)(config->clip / norm);
-    }
-    for (size_t i = 0; i < agglo_params_count(params); i++) {
-        agglo_param *param = agglo_params_at(params, i);
-
-        adamw.weight_decay = param->decay ? (float)config->weight_decay : 0.0f;
-        agglo_adamw(trainer->backend, &adamw, &param->value, &param->grad, &param->m, &param->v);
-    }
 }
 
 agglo_status agglo_trainer_step(agglo_trainer *trainer, const agglo_batch *batch, agglo_metrics *out, agglo_err *err)
 {
-    double norm = 0.0;
-
     AGGLO_ASSERT(trainer->student->trained && batch->plan.step == trainer->n_steps);
     if (plan(trainer, batch, true, err) != AGGLO_OK) {
         goto fail;
@@ -412,12 +404,7 @@ agglo_status agglo_trainer_step(agglo_trainer *trainer, const agglo_batch *batch
         agglo_fail(err, AGGLO_E_DATA, "the loss is not finite");
         goto fail;
     }
-    if (gradient_norm(trainer, &norm, err) != AGGLO_OK) {
-        goto fail;
-    }
-    out->grad_norm = norm;
-    update(trainer, batch->plan.lr, norm);
-    if (agglo_backend_check(trainer->backend, err) != AGGLO_OK) {
+    if (update(trainer, batch->plan.lr, &out->grad_norm, err) != AGGLO_OK) {
         goto fail;
     }
     trainer->n_steps++;

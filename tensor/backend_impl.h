@@ -68,11 +68,15 @@ typedef struct agglo_backend_ops {
     void (*resize_bilinear)(agglo_backend *be, const agglo_tensor *x, agglo_tensor *y);
     void (*resize_bilinear_bwd)(agglo_backend *be, const agglo_tensor *d_y, bool accumulate, agglo_tensor *d_x);
 
-    void (*distill_loss)(agglo_backend *be, const agglo_loss_config *config, const agglo_tensor *pred,
-                         const agglo_tensor *target, const agglo_tensor *valid, float grad_scale, agglo_tensor *d_pred,
-                         agglo_tensor *sums);
+    void (*target_loss)(agglo_backend *be, const agglo_loss_config *config, const agglo_tensor *pred,
+                        const agglo_target *target, const agglo_loss_weights *weights, float grad_scale,
+                        agglo_tensor *d_pred, const agglo_loss_values *values, agglo_tensor *sums);
     void (*adamw)(agglo_backend *be, const agglo_adamw_config *config, agglo_tensor *p, const agglo_tensor *g,
                   agglo_tensor *m, agglo_tensor *v);
+    void (*adamw_many)(agglo_backend *be, const agglo_adamw_config *config, float max_norm, bool guarded,
+                       agglo_optim *optim);
+    void (*ema)(agglo_backend *be, float decay, agglo_optim *optim);
+    void (*grad_norm)(agglo_backend *be, agglo_optim *optim);
     void (*sum_squares)(agglo_backend *be, const agglo_tensor *x, agglo_tensor *out);
     void (*axpy)(agglo_backend *be, float a, const agglo_tensor *x, agglo_tensor *y);
     void (*cast)(agglo_backend *be, const agglo_tensor *x, agglo_tensor *y);

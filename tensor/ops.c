@@ -368,33 +368,6 @@ void agglo_resize_bilinear_bwd(agglo_backend *be, const agglo_tensor *d_y, bool 
     }
 }
 
-void agglo_distill_loss(agglo_backend *be, const agglo_loss_config *config, const agglo_tensor *pred,
-                        const agglo_tensor *target, const agglo_tensor *valid, float grad_scale, agglo_tensor *d_pred,
-                        agglo_tensor *sums)
-{
-    AGGLO_ASSERT(config->threshold >= 0 && tokens(be, pred) && f32(pred));
-    AGGLO_ASSERT(target->data != NULL && floating(target) && target->rank == 3 && last(target) == last(pred) &&
-                 target->shape[0] == pred->shape[0] && target->shape[1] == pred->shape[1]);
-    AGGLO_ASSERT(valid == NULL || (vector(be, valid, pred->shape[0]) && f32(valid)));
-    AGGLO_ASSERT(d_pred == NULL || (like(be, d_pred, pred) && f32(d_pred)));
-    AGGLO_ASSERT(vector(be, sums, 4) && f32(sums));
-    if (ready(be)) {
-        be->ops->distill_loss(be, config, pred, target, valid, grad_scale, d_pred, sums);
-    }
-}
-
-void agglo_adamw(agglo_backend *be, const agglo_adamw_config *config, agglo_tensor *p, const agglo_tensor *g,
-                 agglo_tensor *m, agglo_tensor *v)
-{
-    int64_t n = agglo_tensor_count(p);
-
-    AGGLO_ASSERT(config->step >= 1 && real(be, p) && f32(p) && vector(be, g, n) && f32(g));
-    AGGLO_ASSERT(vector(be, m, n) && f32(m) && vector(be, v, n) && f32(v));
-    if (ready(be)) {
-        be->ops->adamw(be, config, p, g, m, v);
-    }
-}
-
 void agglo_sum_squares(agglo_backend *be, const agglo_tensor *x, agglo_tensor *out)
 {
     AGGLO_ASSERT(real(be, x) && f32(x) && vector(be, out, 1));

@@ -15,6 +15,8 @@
 #define AGGLO_TENSOR_OPS_H
 
 #include "tensor/backend.h"
+#include "tensor/ops_loss.h"
+#include "tensor/ops_optim.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -96,36 +98,6 @@ void agglo_tokens_mean_bwd(agglo_backend *be, const agglo_tensor *d_y, bool accu
  * s = max((o + 0.5) in/out - 0.5, 0) (spec teachers.md section 4). */
 void agglo_resize_bilinear(agglo_backend *be, const agglo_tensor *x, agglo_tensor *y);
 void agglo_resize_bilinear_bwd(agglo_backend *be, const agglo_tensor *d_y, bool accumulate, agglo_tensor *d_x);
-
-/* The distillation loss of one (teacher, kind) against a stored target (AM-RADIO equations 2 and 3), forward and gradient at once.
- *
- *   pred    [B, n, C] F32 (n = 1 for a summary)
- *   target  [B, n, C] F32, F16 or BF16, as it was stored: conversion happens inside
- *   valid   [B] F32, 1 or 0: a sample found bad keeps its slot with weight zero; may be NULL (all valid)
- *   L = lambda * (alpha * mean_{valid b, token}(1 - cos) + beta * mean_{valid b, token, channel} smoothL1_t(pred - target))
- *   cos(a,b) = a.b / (max(|a|,1e-8) max(|b|,1e-8));  smoothL1_t(d) = |d| < t ? d^2 / 2t : |d| - t/2
- *   d_pred  [B, n, C] gets dL/dpred * grad_scale (written); NULL: values only
- *   sums    [4] F32 on the device, added to: sum over valid tokens of cos, sum over valid tokens of the channel mean of smoothL1, number
- *           of valid tokens, number of valid samples
- * All-invalid batches give zero gradient. Computed in F32, sums in fixed order. */
-typedef struct agglo_loss_config {
-    float lambda, alpha, beta, threshold;
-} agglo_loss_config;
-
-void agglo_distill_loss(agglo_backend *be, const agglo_loss_config *config, const agglo_tensor *pred,
-                        const agglo_tensor *target, const agglo_tensor *valid, float grad_scale, agglo_tensor *d_pred,
-                        agglo_tensor *sums);
-
-/* One AdamW step over one tensor (decoupled decay; Loshchilov and Hutter, ICLR 2019), step counted from 1:
- *   p -= lr wd p;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  p -= lr (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + eps)
- * g is multiplied by grad_scale first (clipping). */
-typedef struct agglo_adamw_config {
-    float lr, beta1, beta2, eps, weight_decay, grad_scale;
-    int64_t step;
-} agglo_adamw_config;
-
-void agglo_adamw(agglo_backend *be, const agglo_adamw_config *config, agglo_tensor *p, const agglo_tensor *g,
-                 agglo_tensor *m, agglo_tensor *v);
 
 /* out[0] += sum of squares of x, F32 (fixed tree). */
 void agglo_sum_squares(agglo_backend *be, const agglo_tensor *x, agglo_tensor *out);

@@ -11,7 +11,7 @@
  * Scratch does not grow with the number of tokens, but for d_q of BF16 storage, which is summed in F32. Q, K and V are read from the packed
  * rows [N, 3, H, D] once per block or tile; a row's result does not depend on the batch.
  */
-#include "tensor/cpu/gemm_kernel.h"
+#include "tensor/cpu/gemm_impl.h"
 #include "tensor/math_inline.h"
 
 #include <math.h>

@@ -167,6 +167,7 @@ bool agglo_cpu_reserve(agglo_backend *be, size_t shared_bytes, size_t worker_byt
     void agglo_cpu_linear_ops_##isa(agglo_backend_ops *ops);                                                           \
     void agglo_cpu_loss_ops_##isa(agglo_backend_ops *ops);                                                             \
     void agglo_cpu_norm_ops_##isa(agglo_backend_ops *ops);                                                             \
+    void agglo_cpu_optim_ops_##isa(agglo_backend_ops *ops);                                                            \
     void agglo_cpu_tokens_ops_##isa(agglo_backend_ops *ops)
 
 #define FILL_ISA(isa, ops)                                                                                             \
@@ -176,6 +177,7 @@ bool agglo_cpu_reserve(agglo_backend *be, size_t shared_bytes, size_t worker_byt
         agglo_cpu_linear_ops_##isa(ops);                                                                               \
         agglo_cpu_loss_ops_##isa(ops);                                                                                 \
         agglo_cpu_norm_ops_##isa(ops);                                                                                 \
+        agglo_cpu_optim_ops_##isa(ops);                                                                                \
         agglo_cpu_tokens_ops_##isa(ops);                                                                               \
     } while (0)
 

@@ -125,6 +125,7 @@ void AGGLO_CPU_NAME(elementwise_ops)(agglo_backend_ops *ops);
 void AGGLO_CPU_NAME(linear_ops)(agglo_backend_ops *ops);
 void AGGLO_CPU_NAME(loss_ops)(agglo_backend_ops *ops);
 void AGGLO_CPU_NAME(norm_ops)(agglo_backend_ops *ops);
+void AGGLO_CPU_NAME(optim_ops)(agglo_backend_ops *ops);
 void AGGLO_CPU_NAME(tokens_ops)(agglo_backend_ops *ops);
 
 void AGGLO_CPU_NAME(gemm)(agglo_backend *be, const agglo_cpu_gemm *product);

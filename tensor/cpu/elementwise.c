@@ -1,4 +1,4 @@
-/* Element by element on the CPU: activations, gated units, residuals, the optimiser's update, conversions and sums.
+/* Element by element on the CPU: activations, gated units, residuals, axpy and conversions.
  *
  * BF16 goes through F32 scratch, by blocks on the stack or by rows of a worker's.
  *
@@ -7,7 +7,6 @@
 #include "tensor/cpu/cpu_impl.h"
 #include "tensor/math_inline.h"
 
-#include <math.h>
 #include <string.h>
 
 #define CHUNK 16384 /* elements per task */
@@ -71,8 +70,6 @@ typedef struct range_work {
     float *y, *m, *v;
     agglo_act act;
     float scale;
-    const agglo_adamw_config *adamw;
-    double *partial;
     const void *from;
     void *to;
     agglo_dtype from_dtype, to_dtype;
@@ -333,75 +330,6 @@ static void residual_bwd(agglo_backend *be, const agglo_tensor *d_y, const agglo
     agglo_pool_for(be->pool, agglo_ceil_div(c, COLS), residual_bwd_cols, &job);
 }
 
-static void adamw_chunk(void *context, int64_t index, int worker)
-{
-    const range_work *job = context;
-    const agglo_adamw_config *config = job->adamw;
-    int64_t first = index * CHUNK, n = agglo_min(CHUNK, job->n - first);
-    const float *g = job->a + first;
-    float *p = job->y + first, *m = job->m + first, *v = job->v + first;
-    float b1 = config->beta1, b2 = config->beta2, eps = config->eps, grad_scale = config->grad_scale;
-    float keep = 1.0f - config->lr * config->weight_decay;
-    float step = (float)((double)config->lr / (1.0 - pow((double)b1, (double)config->step)));
-    float inverse = (float)(1.0 / sqrt(1.0 - pow((double)b2, (double)config->step)));
-
-    (void)worker;
-#pragma omp simd
-    for (int64_t i = 0; i < n; i++) {
-        float d = g[i] * grad_scale, m1 = b1 * m[i] + (1.0f - b1) * d, v1 = b2 * v[i] + (1.0f - b2) * d * d;
-
-        m[i] = m1;
-        v[i] = v1;
-        p[i] = p[i] * keep - step * m1 / (__builtin_sqrtf(v1) * inverse + eps);
-    }
-}
-
-static void adamw(agglo_backend *be, const agglo_adamw_config *config, agglo_tensor *p, const agglo_tensor *g,
-                  agglo_tensor *m, agglo_tensor *v)
-{
-    range_work job = {
-        .n = agglo_tensor_count(p), .a = g->data, .y = p->data, .m = m->data, .v = v->data, .adamw = config};
-
-    run_chunks(be, &job, adamw_chunk);
-}
-
-static void sum_squares_chunk(void *context, int64_t index, int worker)
-{
-    const range_work *job = context;
-    int64_t first = index * CHUNK, end = agglo_min(first + CHUNK, job->n);
-    double total = 0.0;
-
-    (void)worker;
-    for (int64_t i0 = first; i0 < end; i0 += 1024) {
-        int64_t i1 = agglo_min(i0 + 1024, end);
-        float sum = 0.0f;
-
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = i0; i < i1; i++) {
-            sum += job->a[i] * job->a[i];
-        }
-        total += (double)sum;
-    }
-    job->partial[index] = total;
-}
-
-static void sum_squares(agglo_backend *be, const agglo_tensor *x, agglo_tensor *out)
-{
-    range_work job = {.n = agglo_tensor_count(x), .a = x->data};
-    int64_t n_chunks = agglo_ceil_div(job.n, CHUNK);
-    double total = 0.0;
-
-    if (!agglo_cpu_reserve(be, (size_t)n_chunks * sizeof(double), 0)) {
-        return;
-    }
-    job.partial = agglo_cpu_shared(be);
-    run_chunks(be, &job, sum_squares_chunk);
-    for (int64_t i = 0; i < n_chunks; i++) {
-        total += job.partial[i];
-    }
-    *(float *)out->data = (float)((double)*(float *)out->data + total);
-}
-
 static void axpy_chunk(void *context, int64_t index, int worker)
 {
     const range_work *job = context;
@@ -470,8 +398,6 @@ void AGGLO_CPU_NAME(elementwise_ops)(agglo_backend_ops *ops)
     ops->swiglu_bwd = swiglu_bwd;
     ops->residual = residual;
     ops->residual_bwd = residual_bwd;
-    ops->adamw = adamw;
-    ops->sum_squares = sum_squares;
     ops->axpy = axpy;
     ops->cast = cast;
 }

@@ -10,7 +10,7 @@
  *
  * The order of an element's sum follows from k alone: within a block one chain, blocks added in order to C.
  */
-#include "tensor/cpu/gemm_kernel.h"
+#include "tensor/cpu/gemm_impl.h"
 
 #define BLOCK_K      768                /* steps of k between stores to C */
 #define SUPER_K      3072               /* steps of k for which B is packed at a time */

@@ -6,7 +6,7 @@
  *
  * A BF16 output is rounded from the block of F32 sums.
  */
-#include "tensor/cpu/gemm_kernel.h"
+#include "tensor/cpu/gemm_impl.h"
 #include "tensor/math_inline.h"
 
 static agglo_cpu_operand operand(const agglo_tensor *t, int64_t ld, bool k_fastest)

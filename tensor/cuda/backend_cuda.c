@@ -535,10 +535,10 @@ agglo_status agglo_backend_cuda_new(agglo_backend **out, int device, agglo_err *
     agglo_cuda_linear_ops(&made->ops);
     agglo_cuda_attention_ops(&made->ops);
     agglo_cuda_elementwise_ops(&made->ops);
-    agglo_cuda_reduce_ops(&made->ops);
     agglo_cuda_norm_ops(&made->ops);
     agglo_cuda_tokens_ops(&made->ops);
     agglo_cuda_loss_ops(&made->ops);
+    agglo_cuda_optim_ops(&made->ops);
     cuda = &made->cuda;
     cuda->base.ops = &made->ops;
     cuda->device = device;

@@ -109,10 +109,10 @@ void agglo_cuda_sdpa_free(agglo_cuda *cuda); /* none is fine */
 void agglo_cuda_linear_ops(agglo_backend_ops *ops);
 void agglo_cuda_attention_ops(agglo_backend_ops *ops);
 void agglo_cuda_elementwise_ops(agglo_backend_ops *ops);
-void agglo_cuda_reduce_ops(agglo_backend_ops *ops);
 void agglo_cuda_norm_ops(agglo_backend_ops *ops);
 void agglo_cuda_tokens_ops(agglo_backend_ops *ops);
 void agglo_cuda_loss_ops(agglo_backend_ops *ops);
+void agglo_cuda_optim_ops(agglo_backend_ops *ops);
 
 #ifdef __cplusplus
 }

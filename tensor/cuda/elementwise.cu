@@ -1,11 +1,10 @@
-/* Element by element: activations, bias, gated units, residuals, the optimiser's update, axpy and casts.
+/* Element by element: activations, bias, gated units, residuals, axpy and casts.
  *
  *     activate        y = act(x)                           flat, 2 accesses an element (of 4 bytes, or 2 in BF16)
  *     activate_bwd    d_x = d_y act'(x)                    flat, 3
  *     bias_act        pre = y + b[j]; y = act(pre)         rows, 2 or 3
  *     swiglu          y = silu(u[0:H]) u[H:2H]             rows of H, 3; backward 5
  *     residual        y = x + gamma[j] h                   rows, 3; d_h = gamma[j] d_y, 2 (d_gamma: reduce.cu)
- *     adamw           p, m, v from g (tensor/ops.h)        flat, 28 bytes
  *     axpy            y += a x                             flat, 3
  *     cast            y = x in another type                flat, 4 to 8 bytes
  *
@@ -14,8 +13,6 @@
  * Numerics: F32 with the elementary functions of tensor/math_inline.h, products and sums contracted to FMA; deterministic. BF16 is converted
  * as it is read and rounded once as it is written.
  */
-#include <math.h>
-
 #include "tensor/cuda/kernels.cuh"
 
 /* v = act(v), the switch outside the loop: it is the same for a whole launch */
@@ -425,48 +422,7 @@ static void residual_bwd(agglo_backend *be, const agglo_tensor *d_y, const agglo
     BY_STORAGE(d_y, residual_bwd_of, cuda, d_y, input(gamma), d_h);
 }
 
-/* ---- optimiser and the rest ---- */
-
-/* AdamW's step with what is the same for all elements worked out on the host, in double. */
-typedef struct adamw_step {
-    float beta1, beta2, eps, grad_scale;
-    float keep;    /* 1 - lr wd */
-    float size;    /* lr / (1 - beta1^t) */
-    float inverse; /* 1 / sqrt(1 - beta2^t) */
-} adamw_step;
-
-static __global__ void adamw_kernel(adamw_step step, int64_t n, const float *g, float *p, float *m, float *v)
-{
-    FLAT_LOOP(i, n)
-    {
-        float d = g[i] * step.grad_scale;
-        float m1 = step.beta1 * m[i] + (1.0f - step.beta1) * d;
-        float v1 = step.beta2 * v[i] + (1.0f - step.beta2) * d * d;
-
-        m[i] = m1;
-        v[i] = v1;
-        p[i] = p[i] * step.keep - step.size * m1 / (sqrtf(v1) * step.inverse + step.eps);
-    }
-}
-
-static void adamw(agglo_backend *be, const agglo_adamw_config *config, agglo_tensor *p, const agglo_tensor *g,
-                  agglo_tensor *m, agglo_tensor *v)
-{
-    agglo_cuda *cuda = agglo_cuda_enter(be);
-    int64_t n = agglo_tensor_count(p);
-    double t = (double)config->step;
-    adamw_step step;
-
-    step.beta1 = config->beta1;
-    step.beta2 = config->beta2;
-    step.eps = config->eps;
-    step.grad_scale = config->grad_scale;
-    step.keep = 1.0f - config->lr * config->weight_decay;
-    step.size = (float)((double)config->lr / (1.0 - pow((double)config->beta1, t)));
-    step.inverse = (float)(1.0 / sqrt(1.0 - pow((double)config->beta2, t)));
-    adamw_kernel<<<flat_grid(cuda, n), BLOCK, 0, cuda->stream>>>(step, n, input(g), output(p), output(m), output(v));
-    agglo_cuda_launched(cuda, "adamw");
-}
+/* ---- the rest ---- */
 
 template <typename T, int N> static __device__ inline void axpy_some(float a, const T *x, T *y)
 {
@@ -564,7 +520,6 @@ void agglo_cuda_elementwise_ops(agglo_backend_ops *ops)
     ops->swiglu_bwd = swiglu_bwd;
     ops->residual = residual;
     ops->residual_bwd = residual_bwd;
-    ops->adamw = adamw;
     ops->axpy = axpy;
     ops->cast = cast;
 }

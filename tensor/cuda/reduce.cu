@@ -1,12 +1,10 @@
-/* Sums over rows and over everything, in fixed order.
+/* Sums over rows, in fixed order.
  *
  *     column_sums    out[j] += sum_i a[i,j]            or sum_i a[i,j] b[i,j]       a, b [m,c]
- *     sum_squares    out[0] += sum_i x[i]^2                                       x [n]
  *
  * Two stages through scratch memory, no atomics. Column sums: the rows are cut into chunks by shape alone; a block of 32 x 8 threads takes
- * 32 columns (or vectors of them) of one chunk, each thread every eighth row in F32, eight threads meet in shared memory; then a thread per column adds the
- * chunks in order, in double. Sum of squares: a block per piece of 8192 elements, 32 per thread in F32, the tree above in double;
- * then one block adds the pieces in double.
+ * 32 columns (or vectors of them) of one chunk, each thread every eighth row in F32, eight threads meet in shared memory; then a thread per
+ * column adds the chunks in order, in double.
  * Bytes moved: the inputs once, and 4 bytes per column and chunk of at least 32 rows. Deterministic.
  */
 #include "tensor/cuda/kernels.cuh"
@@ -14,7 +12,6 @@
 #define SUM_ROWS    8
 #define LEAST_CHUNK 32
 #define MOST_CHUNKS 128
-#define PIECE       8192
 
 agglo_cuda_chunks agglo_cuda_row_chunks(int64_t m)
 {
@@ -119,55 +116,4 @@ void agglo_cuda_column_sums(agglo_cuda *cuda, agglo_dtype dtype, int64_t m, int6
     } else {
         column_sums_of(cuda, m, c, (const float *)a, (const float *)b, out);
     }
-}
-
-static __global__ void sum_squares_kernel(int64_t n, int64_t n_pieces, const float *x, double *partial)
-{
-    for (int64_t piece = blockIdx.x; piece < n_pieces; piece += gridDim.x) {
-        int64_t first = piece * PIECE, end = first + PIECE < n ? first + PIECE : n;
-        float sum = 0.0f;
-        double total;
-
-        for (int64_t i = first + threadIdx.x; i < end; i += BLOCK) {
-            sum += x[i] * x[i];
-        }
-        total = block_sum((double)sum);
-        if (threadIdx.x == 0) {
-            partial[piece] = total;
-        }
-    }
-}
-
-static __global__ void add_pieces_kernel(int64_t n_pieces, const double *partial, float *out)
-{
-    double sum = 0.0;
-
-    for (int64_t i = threadIdx.x; i < n_pieces; i += blockDim.x) {
-        sum += partial[i];
-    }
-    sum = block_sum(sum);
-    if (threadIdx.x == 0) {
-        *out = (float)((double)*out + sum);
-    }
-}
-
-static void sum_squares(agglo_backend *be, const agglo_tensor *x, agglo_tensor *out)
-{
-    agglo_cuda *cuda = agglo_cuda_enter(be);
-    int64_t n = agglo_tensor_count(x), n_pieces = agglo_cuda_ceil_div(n, PIECE);
-    double *partial = (double *)agglo_cuda_reserve(cuda, (size_t)n_pieces * sizeof(double));
-
-    if (partial == NULL) {
-        return;
-    }
-    sum_squares_kernel<<<agglo_cuda_grid(n_pieces, MOST_GRID), BLOCK, 0, cuda->stream>>>(n, n_pieces, input(x),
-                                                                                         partial);
-    agglo_cuda_launched(cuda, "sum_squares");
-    add_pieces_kernel<<<1, 1024, 0, cuda->stream>>>(n_pieces, partial, output(out));
-    agglo_cuda_launched(cuda, "sum_squares");
-}
-
-void agglo_cuda_reduce_ops(agglo_backend_ops *ops)
-{
-    ops->sum_squares = sum_squares;
 }

@@ -140,8 +140,11 @@ static inline agglo_tensor *agglo_op_optional(agglo_tensor *t)
 #define AGGLO_TABLE_AXPY       (-0.75f)
 #define AGGLO_TABLE_GRAD_SCALE 0.5f
 extern const float agglo_table_pixel_mean[3], agglo_table_pixel_std[3];
-extern const agglo_loss_config agglo_table_loss_config;
+extern const agglo_loss_config agglo_table_loss_config, agglo_table_target_config;
 extern const agglo_adamw_config agglo_table_adamw_config;
+
+/* map.scale of a stored target */
+float agglo_table_target_scale(const agglo_op_case *c);
 
 /* 1 / sqrt(head size) */
 float agglo_table_attention_scale(int64_t head_dim);

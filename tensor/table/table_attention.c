@@ -55,7 +55,7 @@ static const agglo_op_case cases[] = {
     PARITY(&attention, BOTH, AGGLO_OP_LSE, 1, 193, 1, 88),
     PARITY(&attention, BOTH, AGGLO_OP_LSE, 1, 301, 1, 104),
     PARITY(&attention, BOTH, AGGLO_OP_LSE, 2, 65, 1, 128),
-    PARITY(&attention, BOTH, AGGLO_OP_LSE, 1, 4160, 1, 32),
+    PARITY(&attention, F32, AGGLO_OP_LSE, 1, 4160, 1, 8),
     DIFFER(&attention_bwd, BOTH, 0, 1, 1, 1, 1),
     DIFFER(&attention_bwd, BOTH, 0, 2, 5, 3, 7),
     DIFFER(&attention_bwd, BOTH, 0, 2, 34, 3, 16),
@@ -65,7 +65,9 @@ static const agglo_op_case cases[] = {
     PARITY(&attention_bwd, BOTH, 0, 1, 70, 1, 88),
     PARITY(&attention_bwd, BOTH, 0, 1, 301, 1, 104),
     PARITY(&attention_bwd, BOTH, 0, 2, 33, 1, 128),
-    PARITY(&attention_bwd, BOTH, 0, 1, 4160, 1, 32),
+    PARITY(&attention, BF16, AGGLO_OP_LSE, 1, 1025, 1, 32),
+    PARITY(&attention_bwd, F32, 0, 1, 4160, 1, 8),
+    PARITY(&attention_bwd, BF16, 0, 1, 1025, 1, 16),
 
     /* a tile's edges, and head sizes that are padded or loaded one by one in BF16 */
     PARITY(&attention, BF16, AGGLO_OP_LSE, 3, 63, 2, 32),

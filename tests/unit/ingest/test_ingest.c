@@ -29,6 +29,11 @@ static void test_names(void **state)
         {"a/b", "", AGGLO_NAME_NO_KEY},
         {"a.b/c", "", AGGLO_NAME_NO_KEY},
         {"__meta__", "", AGGLO_NAME_META},
+        {"__", "", AGGLO_NAME_META},
+        {"___", "", AGGLO_NAME_META},
+        {"___/x.jpg", "___/x", AGGLO_NAME_MEMBER},
+        {"./.jpg", "", AGGLO_NAME_NO_KEY},
+        {"a.b/.jpg", "", AGGLO_NAME_NO_KEY},
         {"__m__/x.jpg", "", AGGLO_NAME_META},
         {"__x.jpg", "__x", AGGLO_NAME_MEMBER},
     };

@@ -400,8 +400,15 @@ static void test_sidecars(void **state)
         {"{\"a\": NaN, \"uid\": \"00112233445566778899aabbccddeeff\"}", true, true, false},
         {"{\"a\": \"x\\u0000y\", \"sha256\": \"00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff\"}",
          true, false, true},
+        {"{\"caption\": \"cut \\ud83d\", \"ok\": \"\\ud83d\\ude00\", \"uid\": \"00112233445566778899aabbccddeeff\"}",
+         true, true, false},
+        {"{\"k\\u0000\": \"a\tb\", \"n\": 123456789012345678901234567890, \"r\": 1e999, \"uid\": "
+         "\"00112233445566778899aabbccddeeff\"}",
+         true, true, false},
+        {"{\"a\": \"\\", false, false, false},
+        {"{\"a\": \"\\ud8", false, false, false},
         {"[1, 2]", false, false, false},
-        {"{\"a\": NaNo}", false, false, false},
+        {"{\"a\": nano}", false, false, false},
         {"", false, false, false},
     };
 

@@ -11,8 +11,8 @@
  * Blocked as in Goto and van de Geijn, "Anatomy of high-performance matrix multiplication" (2008). Only files that are compiled per
  * instruction set include this.
  */
-#ifndef AGGLO_TENSOR_CPU_GEMM_KERNEL_H
-#define AGGLO_TENSOR_CPU_GEMM_KERNEL_H
+#ifndef AGGLO_TENSOR_CPU_GEMM_IMPL_H
+#define AGGLO_TENSOR_CPU_GEMM_IMPL_H
 
 #include "tensor/cpu/cpu_impl.h"
 
@@ -229,5 +229,5 @@ GEMM_INLINE void gemm_pack(int width, const agglo_cpu_operand *in, int64_t first
     }
 }
 
-#endif
+#endif /* AGGLO_CPU_ISA */
 #endif
