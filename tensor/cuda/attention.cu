@@ -20,10 +20,8 @@
  */
 #include <math.h>
 
-#include "tensor/cuda/kernels.cuh"
+#include "tensor/cuda/attention_tiles.cuh"
 
-#define SIDE     16 /* the block is SIDE x SIDE threads: two rows of threads to a warp */
-#define THREADS  256
 #define FWD_TILE 64
 #define MOST_DIM 128
 
@@ -66,90 +64,6 @@ static __device__ inline void load_tile(float *to, const float *from, int64_t st
     }
 }
 
-/* s[i][j] = <row ty M + i of a, row tx + 16 j of b> */
-template <int TILE, int PAD>
-static __device__ inline void tile_products(float s[TILE / SIDE][TILE / SIDE], const float *a, const float *b)
-{
-    const int M = TILE / SIDE, tx = (int)threadIdx.x % SIDE, ty = (int)threadIdx.x / SIDE;
-
-#pragma unroll
-    for (int i = 0; i < M; i++) {
-#pragma unroll
-        for (int j = 0; j < M; j++) {
-            s[i][j] = 0.0f;
-        }
-    }
-#pragma unroll 1
-    for (int x = 0; x < PAD; x += 4) {
-        float4 u[M], v[M];
-
-#pragma unroll
-        for (int i = 0; i < M; i++) {
-            u[i] = *(const float4 *)&a[(ty * M + i) * (PAD + 4) + x];
-            v[i] = *(const float4 *)&b[(tx + SIDE * i) * (PAD + 4) + x];
-        }
-#pragma unroll
-        for (int i = 0; i < M; i++) {
-#pragma unroll
-            for (int j = 0; j < M; j++) {
-                s[i][j] += u[i].x * v[j].x;
-                s[i][j] += u[i].y * v[j].y;
-                s[i][j] += u[i].z * v[j].z;
-                s[i][j] += u[i].w * v[j].w;
-            }
-        }
-    }
-}
-
-/* acc[i][2 c + e] += sum over k of w[ty M + i][k] b[k][2 tx + 32 c + e]; rows of w are TILE + 4 apart. */
-template <int TILE, int PAD>
-static __device__ inline void tile_accumulate(float acc[TILE / SIDE][PAD / SIDE], const float *w, const float *b)
-{
-    const int M = TILE / SIDE, tx = (int)threadIdx.x % SIDE, ty = (int)threadIdx.x / SIDE;
-
-#pragma unroll 1
-    for (int k = 0; k < TILE; k += 4) {
-        float u[M][4];
-
-#pragma unroll
-        for (int i = 0; i < M; i++) {
-            float4 four = *(const float4 *)&w[(ty * M + i) * (TILE + 4) + k];
-
-            u[i][0] = four.x;
-            u[i][1] = four.y;
-            u[i][2] = four.z;
-            u[i][3] = four.w;
-        }
-#pragma unroll
-        for (int l = 0; l < 4; l++) {
-#pragma unroll
-            for (int c = 0; c < PAD / 32; c++) {
-                float2 v = *(const float2 *)&b[(k + l) * (PAD + 4) + 2 * tx + 32 * c];
-
-#pragma unroll
-                for (int i = 0; i < M; i++) {
-                    acc[i][2 * c] += u[i][l] * v.x;
-                    acc[i][2 * c + 1] += u[i][l] * v.y;
-                }
-            }
-        }
-    }
-}
-
-/* w[ty M + i][tx + 16 j] = s[i][j]. Rows are read back by the half warp that writes them. */
-template <int TILE> static __device__ inline void put_tile(float *w, const float s[TILE / SIDE][TILE / SIDE])
-{
-    const int M = TILE / SIDE, tx = (int)threadIdx.x % SIDE, ty = (int)threadIdx.x / SIDE;
-
-#pragma unroll
-    for (int i = 0; i < M; i++) {
-#pragma unroll
-        for (int j = 0; j < M; j++) {
-            w[(ty * M + i) * (TILE + 4) + tx + SIDE * j] = s[i][j];
-        }
-    }
-}
-
 /* to[row][..] = factor acc for the tile's rows below n and columns below d. */
 template <int TILE, int PAD>
 static __device__ inline void store_rows(float *to, int64_t stride, int64_t first, int64_t n, int d,
@@ -172,37 +86,7 @@ static __device__ inline void store_rows(float *to, int64_t stride, int64_t firs
     }
 }
 
-template <int ROWS, int COLUMNS> static __device__ inline void clear(float acc[ROWS][COLUMNS])
-{
-#pragma unroll
-    for (int i = 0; i < ROWS; i++) {
-#pragma unroll
-        for (int c = 0; c < COLUMNS; c++) {
-            acc[i][c] = 0.0f;
-        }
-    }
-}
-
 /* ---- forward ---- */
-
-/* Over the 16 threads of a row. */
-static __device__ inline float row_max(float x)
-{
-    for (int step = SIDE / 2; step > 0; step /= 2) {
-        float other = __shfl_xor_sync(0xffffffffu, x, step);
-
-        x = other > x ? other : x;
-    }
-    return x;
-}
-
-static __device__ inline float row_sum(float x)
-{
-    for (int step = SIDE / 2; step > 0; step /= 2) {
-        x += __shfl_xor_sync(0xffffffffu, x, step);
-    }
-    return x;
-}
 
 template <int PAD> constexpr size_t forward_bytes()
 {
