@@ -1,5 +1,5 @@
-/* The parts of an ingest: one sample's check (ingest_sample.c), what is known and written (ingest_state.c), and the pipeline between
- * sources and shards (ingest.c).
+/* The parts of an ingest: one sample's check (ingest_sample.c), what is asked for (ingest_sources.c), what is known and written
+ * (ingest_state.c), and the pipeline between sources and shards (ingest.c).
  */
 #ifndef AGGLO_INGEST_INGEST_IMPL_H
 #define AGGLO_INGEST_INGEST_IMPL_H
@@ -79,9 +79,6 @@ typedef struct agglo_ingest_state {
     double begun, seconds_before, committed;
 } agglo_ingest_state;
 
-/* Describe one source; standard input is spooled into out_dir. Errors: the stop flag, standard input that cannot be read, memory. */
-agglo_status agglo_ingest_describe(agglo_ingest_source *out, const char *path, const char *out_dir, agglo_err *err);
-
 /* Find out what is there, check that it belongs to these options, and take it up. *n_todo of the sources are to be done still, in this
  * order at the front of `sources` (the rest is dropped); none: report->up_to_date, and nothing else is open. */
 agglo_status agglo_ingest_state_open(agglo_ingest_state *state, agglo_ingest_source *sources, size_t n_sources,
@@ -103,5 +100,18 @@ agglo_status agglo_ingest_finish_sample(agglo_ingest_state *state, const char *s
 agglo_status agglo_ingest_commit(agglo_ingest_state *state, bool now, agglo_err *err);
 /* Write rejects, index and dataset.json, in this order. */
 agglo_status agglo_ingest_complete(agglo_ingest_state *state, agglo_err *err);
+
+/* ---- ingest_sources.c: what is asked for, and what of it is in already ---- */
+
+/* All options that decide what is kept and how it is cut, as dataset.json has them; a new reference, NULL and error on failure. */
+json_t *agglo_ingest_describe_options(const agglo_ingest_options *options, agglo_err *err);
+/* The options of what is there already must be ours: AGGLO_E_CONFIG names the one that is not. */
+agglo_status agglo_ingest_same_options(const agglo_ingest_state *state, const json_t *found, agglo_err *err);
+/* Move the sources that are not done to the front, the one in which an earlier run stopped first; *n_todo of them. AGGLO_E_CONFIG when that
+ * one is not among them. */
+agglo_status agglo_ingest_match_sources(agglo_ingest_state *state, agglo_ingest_source *sources, size_t n,
+                                        size_t *n_todo, agglo_err *err);
+/* Describe one source; standard input is spooled into out_dir. Errors: the stop flag, standard input that cannot be read, memory. */
+agglo_status agglo_ingest_describe(agglo_ingest_source *out, const char *path, const char *out_dir, agglo_err *err);
 
 #endif

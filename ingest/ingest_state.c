@@ -26,204 +26,6 @@ enum { START = 1, SOURCE, SOURCE_END, SAMPLE, SHARD, REJECT, CLASS, POSITION }; 
 
 static const char contents_magic[] = "AGGLOSHA";
 
-/* ---- options and sources ---- */
-
-/* All that decides what is kept and how it is cut. */
-static json_t *describe_options(const agglo_ingest_options *o, agglo_err *err)
-{
-    char select[33] = "";
-    json_t *described;
-
-    if (o->select != NULL) {
-        agglo_hash128 hash;
-
-        if (agglo_file_xxh3_128(o->select, &hash, NULL, err) != AGGLO_OK) {
-            return NULL;
-        }
-        agglo_hex(hash.bytes, 16, select);
-    }
-    described = json_pack("{s:s, s:s, s:I, s:i, s:s, s:i, s:i, s:f, s:b, s:b, s:s, s:I, s:I, s:I, s:I, s:I}", "exif",
-                          o->decode.ignore_exif ? "ignore" : "apply", "png16", o->decode.png16_clip ? "clip" : "scale",
-                          "max_pixels", (json_int_t)o->decode.max_pixels, "max_scans", o->decode.max_scans, "verify",
-                          o->header_only ? "header" : "full", "min_side", o->min_side, "max_side", o->max_side,
-                          "max_aspect", o->max_aspect, "dedup", (int)o->dedup, "check_sha256", (int)o->check_sha256,
-                          "select", select, "max_image_bytes", (json_int_t)o->max_image_bytes, "max_member_bytes",
-                          (json_int_t)o->max_member_bytes, "max_name", (json_int_t)o->max_name, "shard_samples",
-                          (json_int_t)o->shard_samples, "shard_bytes", (json_int_t)o->shard_bytes);
-    if (described == NULL) {
-        agglo_fail(err, AGGLO_E_MEMORY, "no memory for the options");
-    }
-    return described;
-}
-
-/* An option's value for a message. */
-static const char *show(const json_t *value, char out[64])
-{
-    char *text = value == NULL ? NULL : json_dumps(value, JSON_ENCODE_ANY | JSON_REAL_PRECISION(6));
-
-    snprintf(out, 64, "%.60s", text == NULL ? "nothing" : text);
-    free(text);
-    return out;
-}
-
-/* The options of what is there already must be ours. */
-static agglo_status same_options(const agglo_ingest_state *s, const json_t *found, agglo_err *err)
-{
-    const char *name;
-    json_t *value;
-    char a[64], b[64];
-
-    json_object_foreach(s->described, name, value)
-    {
-        const json_t *other = json_object_get(found, name);
-        bool same = json_is_number(value)
-                        ? json_number_value(value) == json_number_value(other) && json_is_number(other)
-                        : json_equal(value, other) != 0;
-
-        if (!same) {
-            return agglo_fail(err, AGGLO_E_CONFIG,
-                              "it was begun with %s %s, not %s; give the same options, or another folder", name,
-                              show(other, a), show(value, b));
-        }
-    }
-    return AGGLO_OK;
-}
-
-agglo_status agglo_ingest_describe(agglo_ingest_source *out, const char *path, const char *out_dir, agglo_err *err)
-{
-    bool is_stdin = strcmp(path, "-") == 0;
-    size_t n_path = strlen(path);
-    char *trimmed;
-    json_t *text;
-    agglo_source source;
-    agglo_err bad = {0};
-    agglo_hash128 identity = {{0}};
-
-    *out = (agglo_ingest_source){.path = path, .name = "?", .held = {.fd = -1}};
-    if (agglo_stop_check(err) != AGGLO_OK) {
-        return err->status;
-    }
-    while (n_path > 1 && path[n_path - 1] == '/') { /* "photos/" is photos */
-        n_path--;
-    }
-    trimmed = agglo_format(err, "%.*s", (int)n_path, path);
-    if (trimmed == NULL) {
-        return err->status;
-    }
-    text = json_string(agglo_path_base(trimmed));
-    if (text != NULL) { /* not UTF-8: "?" stands for it, the identity tells */
-        snprintf(out->name, sizeof out->name, "%s", json_string_value(text));
-        json_decref(text);
-        text = json_string(out->name);
-        if (text == NULL) { /* cut within a character */
-            strcpy(out->name, "?");
-        }
-        json_decref(text);
-    }
-    agglo_free(trimmed);
-    if (agglo_source_open(&source, path, out_dir, is_stdin ? err : &bad) != AGGLO_OK) {
-        /* without an identity: should it appear later, it is another source */
-        return is_stdin || bad.status == AGGLO_E_MEMORY ? (*err = is_stdin ? *err : bad).status : AGGLO_OK;
-    }
-    out->n_bytes = source.n_bytes;
-    if (agglo_source_identity(&source, &identity, &bad) == AGGLO_OK) {
-        agglo_hex(identity.bytes, 16, out->identity);
-    }
-    if (is_stdin) {
-        out->held = source;
-    } else {
-        agglo_source_close(&source);
-    }
-    return AGGLO_OK;
-}
-
-/* How often a source is in a list, by name and identity and by name alone: "name/identity" and "name" -> count. */
-static json_t *count_sources(const json_t *list, agglo_err *err)
-{
-    json_t *counts = json_object(), *entry;
-    size_t i;
-
-    json_array_foreach(list, i, entry)
-    {
-        const char *name = json_string_value(json_object_get(entry, "name"));
-        const char *identity = json_string_value(json_object_get(entry, "identity"));
-        char *keys[2] = {agglo_format(err, "%s/%s", name, identity), agglo_format(err, "%s", name)};
-
-        for (int k = 0; k < 2; k++) {
-            if (keys[k] != NULL &&
-                json_object_set_new(counts, keys[k],
-                                    json_integer(1 + json_integer_value(json_object_get(counts, keys[k])))) != 0) {
-                agglo_fail(err, AGGLO_E_MEMORY, "no memory for the list of sources");
-            }
-            agglo_free(keys[k]);
-        }
-        if (err->status != AGGLO_OK) {
-            json_decref(counts);
-            return NULL;
-        }
-    }
-    return counts;
-}
-
-/* True, and one less in `counts`, when the source is among them. One that cannot be read now is known by its name: people remove tars that
- * were ingested. */
-static bool take_source(json_t *counts, const agglo_ingest_source *source, agglo_err *err)
-{
-    char *key = source->identity[0] == 0 ? agglo_format(err, "%s", source->name)
-                                         : agglo_format(err, "%s/%s", source->name, source->identity);
-    json_int_t n = key == NULL ? 0 : json_integer_value(json_object_get(counts, key));
-
-    if (n > 0) {
-        json_object_set_new(counts, key, json_integer(n - 1));
-    }
-    agglo_free(key);
-    return n > 0;
-}
-
-/* Move the sources that are not done to the front, the one in which an earlier run stopped first. */
-static agglo_status match_sources(agglo_ingest_state *s, agglo_ingest_source *sources, size_t n, size_t *n_todo,
-                                  agglo_err *err)
-{
-    json_t *counts = count_sources(s->sources, err);
-    size_t first = SIZE_MAX;
-
-    *n_todo = 0;
-    if (counts == NULL) {
-        return err->status;
-    }
-    for (size_t i = 0; i < n && err->status == AGGLO_OK; i++) {
-        agglo_ingest_source source = sources[i];
-
-        sources[i].held.fd = -1; /* it moves, should it be standard input */
-        if (take_source(counts, &source, err)) {
-            agglo_source_close(&source.held);
-            continue;
-        }
-        if (first == SIZE_MAX && s->current != NULL &&
-            strcmp(source.name, json_string_value(json_object_get(s->current, "name"))) == 0 &&
-            strcmp(source.identity, json_string_value(json_object_get(s->current, "identity"))) == 0) {
-            first = *n_todo;
-        }
-        sources[(*n_todo)++] = source;
-    }
-    json_decref(counts);
-    if (err->status == AGGLO_OK && s->current != NULL) {
-        if (first == SIZE_MAX) {
-            agglo_fail(err, AGGLO_E_CONFIG,
-                       "an ingest was stopped in the source '%.200s', which is not among these; name it again, or "
-                       "remove the folder",
-                       json_string_value(json_object_get(s->current, "name")));
-            agglo_at(err, "%s", s->options->out);
-        } else {
-            agglo_ingest_source source = sources[first];
-
-            memmove(sources + 1, sources, first * sizeof *sources);
-            sources[0] = source;
-        }
-    }
-    return err->status;
-}
-
 /* ---- memory ---- */
 
 static void forget(agglo_ingest_state *s)
@@ -348,7 +150,7 @@ static agglo_status load_description(agglo_ingest_state *s, const json_t *root, 
 
     if (agglo_dataset_read_options(root, &decode, err) != AGGLO_OK || /* the version, first of all */
         agglo_json_get_object(root, "options", &options, err) != AGGLO_OK ||
-        same_options(s, options, err) != AGGLO_OK ||
+        agglo_ingest_same_options(s, options, err) != AGGLO_OK ||
         agglo_json_get_hex(root, "fingerprint", bytes, sizeof bytes, err) != AGGLO_OK ||
         agglo_json_get_string(root, "fingerprint", &fingerprint, err) != AGGLO_OK ||
         agglo_json_get_int(root, "samples", 0, UINT32_MAX, &n, err) != AGGLO_OK ||
@@ -569,7 +371,7 @@ static agglo_status replay_start(replay *r, agglo_bytes payload, agglo_err *err)
             "an ingest that added to this dataset was stopped, and dataset.json is gone since; remove the folder");
     } else if (!r->stale) {
         s->base_reject_bytes = (uint64_t)n_bytes;
-        same_options(s, options, err);
+        agglo_ingest_same_options(s, options, err);
     }
 done:
     json_decref(root);
@@ -773,7 +575,7 @@ agglo_status agglo_ingest_state_open(agglo_ingest_state *s, agglo_ingest_source 
 
     *n_todo = 0;
     s->begun = s->committed = agglo_now();
-    if ((s->described = describe_options(s->options, err)) == NULL ||
+    if ((s->described = agglo_ingest_describe_options(s->options, err)) == NULL ||
         (s->dataset_path = agglo_path_join(out, AGGLO_DATASET_FILE, err)) == NULL ||
         (s->journal_path = agglo_path_join(out, JOURNAL_FILE, err)) == NULL ||
         (s->index_path = agglo_path_join(out, AGGLO_INDEX_FILE, err)) == NULL ||
@@ -784,9 +586,9 @@ agglo_status agglo_ingest_state_open(agglo_ingest_state *s, agglo_ingest_source 
     }
     found = agglo_path_exists(s->dataset_path);
     if (!agglo_path_exists(s->journal_path)) {
-        if (found
-                ? load_base(s, false, err) != AGGLO_OK || match_sources(s, sources, n_sources, n_todo, err) != AGGLO_OK
-                : folder_is_free(s, err) != AGGLO_OK) {
+        if (found ? load_base(s, false, err) != AGGLO_OK ||
+                        agglo_ingest_match_sources(s, sources, n_sources, n_todo, err) != AGGLO_OK
+                  : folder_is_free(s, err) != AGGLO_OK) {
             return err->status;
         }
         if (found && *n_todo == 0) {
@@ -797,7 +599,8 @@ agglo_status agglo_ingest_state_open(agglo_ingest_state *s, agglo_ingest_source 
         n_sources = found ? *n_todo : n_sources;
     }
     if (agglo_journal_open(&s->journal, s->journal_path, err) != AGGLO_OK || take_up(s, err) != AGGLO_OK ||
-        match_sources(s, sources, n_sources, n_todo, err) != AGGLO_OK || sweep(s, out, false, err) != AGGLO_OK) {
+        agglo_ingest_match_sources(s, sources, n_sources, n_todo, err) != AGGLO_OK ||
+        sweep(s, out, false, err) != AGGLO_OK) {
         return err->status;
     }
     s->report->samples_before = s->base_samples;
