@@ -83,6 +83,34 @@ static void discard(j_common_ptr cinfo)
     (void)cinfo;
 }
 
+/* Scans of a file, counted by its markers up to one more than `most`: before the first of them costs anything. */
+static int count_scans(agglo_bytes file, int most)
+{
+    int n = 0;
+
+    for (size_t at = 2; n <= most && file.size - at >= 4;) {
+        const uint8_t *p = memchr(file.data + at, 0xff, file.size - at);
+        size_t left = p == NULL ? 0 : file.size - (size_t)(p - file.data), length;
+
+        if (left < 4) {
+            break;
+        }
+        at = (size_t)(p - file.data);
+        if (p[1] == 0xff || p[1] == 0 || p[1] == 1 ||
+            (p[1] >= 0xd0 && p[1] <= 0xd8)) { /* filling, data, restarts: no length */
+            at += p[1] == 0xff ? 1 : 2;
+            continue;
+        }
+        if (p[1] == 0xd9) { /* the end */
+            break;
+        }
+        n += p[1] == 0xda;
+        length = (size_t)(p[2] << 8 | p[3]) + 2;
+        at += length < left ? length : left;
+    }
+    return n;
+}
+
 static void watch_scans(j_common_ptr cinfo)
 {
     agglo_jpeg *session = cinfo->client_data;
@@ -174,6 +202,11 @@ agglo_status agglo_jpeg_open(agglo_jpeg *jpeg, agglo_bytes encoded, agglo_stored
     if (cinfo->num_components != 1 && cinfo->num_components != 3 && cinfo->num_components != 4) {
         jpeg->code = "unsupported_format";
         snprintf(jpeg->text, sizeof jpeg->text, "%d components; 1, 3 and 4 are read", cinfo->num_components);
+        return fail_jpeg(jpeg, reason, err);
+    }
+    if (cinfo->progressive_mode && count_scans(encoded, jpeg->max_scans) > jpeg->max_scans) {
+        jpeg->code = "corrupt";
+        snprintf(jpeg->text, sizeof jpeg->text, "more than %d scans", jpeg->max_scans);
         return fail_jpeg(jpeg, reason, err);
     }
     out->width = cinfo->image_width;
