@@ -242,7 +242,7 @@ agglo_status agglo_journal_add(agglo_journal *j, uint8_t type, const void *paylo
     size_t head = j->n_pending == 0 ? BATCH_HEADER : 0;
     uint8_t *p;
 
-    if (n_bytes > UINT32_MAX - j->n_pending - BATCH_HEADER - RECORD_HEADER) {
+    if (n_bytes > UINT32_MAX || j->n_pending + head + RECORD_HEADER + n_bytes > UINT32_MAX) {
         agglo_fail(err, AGGLO_E_UNSUPPORTED, "more than 4 GiB in one batch");
         return at_path(j, err);
     }

@@ -20,7 +20,7 @@ extern "C" {
 typedef struct agglo_journal agglo_journal;
 
 /* Open or create `path`; what stands behind the last whole batch is cut off. AGGLO_E_CONFIG when another process has it open, AGGLO_E_DATA
- * when it is no journal (or one of another version). */
+ * when it is no journal, AGGLO_E_MISMATCH when it is one of another version. */
 agglo_status agglo_journal_open(agglo_journal **out, const char *path, agglo_err *err);
 /* Close; records that were not committed are gone. NULL is fine. */
 void agglo_journal_close(agglo_journal *journal);

@@ -98,6 +98,9 @@ static bool holds_pictures(const char *dir, int depth, agglo_err *err)
         }
     }
     agglo_arena_free(arena);
+    if (err->status == AGGLO_E_IO || err->status == AGGLO_E_NOT_FOUND) { /* a folder that cannot be read holds none */
+        agglo_err_clear(err);
+    }
     return found;
 }
 

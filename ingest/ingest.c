@@ -16,7 +16,9 @@
 
 enum {
     SLOTS_A_JOB = 4,
-    SCANS = 2,           /* one source in work, one being walked */
+    SCANS = 2, /* one source in work, one being walked */
+    MAX_NOTES =
+        100000, /* dropped members of one source that are listed; a tar of nothing else must not fill the memory */
     KEEP_BYTES = 4 << 20 /* of a job's buffers; larger ones are given back, or memory would follow the largest sample */
 };
 
@@ -27,6 +29,8 @@ typedef struct scan {
     agglo_grouping *grouping;
     agglo_arena *texts; /* of the notes */
     struct note *notes, **last;
+    uint64_t n_notes; /* beyond MAX_NOTES they are counted only */
+    bool opened;
     const char *reason; /* why it could not be read whole; NULL: it could */
     char detail[256];
 } scan;
@@ -68,8 +72,12 @@ agglo_ingest_options agglo_ingest_options_default(void)
 static agglo_status add_note(scan *s, const char *name, size_t n_name, const char *reason, const char *detail,
                              agglo_err *err)
 {
-    note *n = agglo_arena_take(s->texts, 1, sizeof *n, err);
+    note *n;
 
+    if (++s->n_notes > MAX_NOTES) {
+        return AGGLO_OK;
+    }
+    n = agglo_arena_take(s->texts, 1, sizeof *n, err);
     if (n == NULL) {
         return err->status;
     }
@@ -161,16 +169,25 @@ static agglo_status walk(void *context, void *slot, int worker, agglo_err *err)
     agglo_arena_reset(s->texts);
     s->notes = NULL;
     s->last = &s->notes;
+    s->n_notes = 0;
+    s->opened = false;
     s->reason = NULL;
     s->detail[0] = 0;
     if (s->from->held.fd >= 0) {
         s->source = s->from->held;
         s->from->held.fd = -1;
     } else if (agglo_source_open(&s->source, s->from->path, in->options->out, &bad) != AGGLO_OK) {
+        if (bad.status == AGGLO_E_MEMORY) {
+            *err = bad;
+            return err->status;
+        }
         s->reason = bad.status == AGGLO_E_NOT_FOUND ? "shard_missing" : "shard_unreadable";
         snprintf(s->detail, sizeof s->detail, "%s", bad.why);
+        s->from->identity[0] = 0; /* whatever it was when it was described: it is read when it is there again */
+        s->from->n_bytes = 0;
         return AGGLO_OK;
     }
+    s->opened = true;
     if (agglo_source_unpack(&s->source, in->options->out, err) != AGGLO_OK ||
         agglo_source_scan(&s->source, visit_member, &v, &s->reason, s->detail, err) != AGGLO_OK) {
         return err->status;
@@ -319,11 +336,24 @@ static agglo_status read_source(ingest *in, scan *s, agglo_err *err)
     size_t n = agglo_grouping_count(s->grouping), from;
 
     in->source_name = s->from->path;
+    if (resumed && !s->opened) {
+        agglo_fail(err, AGGLO_E_IO, "a part of it is in already, and it cannot be read any more: %s", s->detail);
+        return agglo_at(err, "%s", s->from->path);
+    }
     if (!resumed && agglo_ingest_begin_source(&in->state, s->from, err) != AGGLO_OK) {
         return err->status;
     }
     for (const note *m = resumed ? NULL : s->notes; m != NULL; m = m->next) {
         if (agglo_ingest_reject(&in->state, in->source_name, m->name, m->reason, m->detail, err) != AGGLO_OK) {
+            return err->status;
+        }
+    }
+    if (!resumed && s->n_notes > MAX_NOTES) {
+        char detail[96];
+
+        snprintf(detail, sizeof detail, "%llu more dropped members are not listed",
+                 (unsigned long long)(s->n_notes - MAX_NOTES));
+        if (agglo_ingest_reject(&in->state, in->source_name, NULL, "more_members", detail, err) != AGGLO_OK) {
             return err->status;
         }
     }
@@ -396,7 +426,7 @@ static agglo_status check_sources(const char *const *paths, size_t n, const char
             agglo_at(err, "%s", paths[i]);
         }
         if (theirs != NULL && agglo_path_is_dir(theirs) && strncmp(theirs, ours, strlen(theirs)) == 0 &&
-            ours[strlen(theirs)] == '/') {
+            (ours[strlen(theirs)] == '/' || strcmp(theirs, "/") == 0)) {
             agglo_fail(err, AGGLO_E_CONFIG,
                        "the output stands in this folder of pictures, and would be read as a part of it");
             agglo_at(err, "%s", paths[i]);
@@ -426,6 +456,9 @@ static agglo_status check_options(const agglo_ingest_options *o, agglo_err *err)
     if (o->min_side < 0 || o->max_side < 0 || o->max_side > 65500) { /* JPEG's largest */
         return agglo_fail(err, AGGLO_E_CONFIG, "sides must be 0 to 65500");
     }
+    if (!(o->max_aspect >= 0)) {
+        return agglo_fail(err, AGGLO_E_CONFIG, "max aspect must be a number");
+    }
     if (o->max_side > 0 && o->min_side > o->max_side) {
         return agglo_fail(err, AGGLO_E_CONFIG, "min side %d is larger than max side %d", o->min_side, o->max_side);
     }
@@ -444,9 +477,6 @@ static agglo_status start_workers(ingest *in, agglo_err *err)
             (in->options->max_side > 0 && agglo_reencoder_new(&in->workers[i].reencoder, err) != AGGLO_OK)) {
             return err->status;
         }
-    }
-    if (in->options->select != NULL && agglo_select_open(&in->selected, in->options->select, err) != AGGLO_OK) {
-        return err->status;
     }
     if (agglo_ring_new(&in->scans, SCANS, sizeof(scan), 1, walk, in, err) != AGGLO_OK) {
         return err->status;
@@ -511,6 +541,10 @@ agglo_status agglo_ingest(const char *const *paths, size_t n_paths, const agglo_
         if (agglo_ingest_describe(&sources[n_described], paths[n_described], options->out, err) != AGGLO_OK) {
             goto done;
         }
+    }
+    /* before anything is begun: a list that is corrected is another list */
+    if (options->select != NULL && agglo_select_open(&in.selected, options->select, err) != AGGLO_OK) {
+        goto done;
     }
     if (agglo_ingest_state_open(&in.state, sources, n_paths, &n_todo, err) == AGGLO_OK && !report->up_to_date) {
         ingest_all(&in, sources, n_todo, err);

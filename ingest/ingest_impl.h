@@ -71,7 +71,8 @@ typedef struct agglo_ingest_state {
     uint8_t *content_list; /* 16 bytes per sample kept, under dedup */
     size_t contents_room;
     agglo_journal *journal;
-    char base[33]; /* fingerprint of the dataset that is added to; empty: none */
+    char base[33]; /* xxh3-128 of the dataset.json that is added to; empty: none */
+    bool has_part; /* an open shard was taken up */
     uint32_t base_shards;
     uint64_t base_samples, base_reject_bytes;
     json_t *current;   /* the source in work: {name, bytes, identity}; NULL: none */
@@ -107,6 +108,9 @@ agglo_status agglo_ingest_complete(agglo_ingest_state *state, agglo_err *err);
 json_t *agglo_ingest_describe_options(const agglo_ingest_options *options, agglo_err *err);
 /* The options of what is there already must be ours: AGGLO_E_CONFIG names the one that is not. */
 agglo_status agglo_ingest_same_options(const agglo_ingest_state *state, const json_t *found, agglo_err *err);
+/* Whether every source is in already. */
+agglo_status agglo_ingest_knows_all(const agglo_ingest_state *state, const agglo_ingest_source *sources, size_t n,
+                                    bool *all, agglo_err *err);
 /* Move the sources that are not done to the front, the one in which an earlier run stopped first; *n_todo of them. AGGLO_E_CONFIG when that
  * one is not among them. */
 agglo_status agglo_ingest_match_sources(agglo_ingest_state *state, agglo_ingest_source *sources, size_t n,

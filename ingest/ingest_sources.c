@@ -142,37 +142,73 @@ static json_t *count_sources(const json_t *list, agglo_err *err)
     return counts;
 }
 
-/* True, and one less in `counts`, when the source is among them. One that cannot be read now is known by its name: people remove tars that
- * were ingested. */
-static bool take_source(json_t *counts, const agglo_ingest_source *source, agglo_err *err)
+/* One less of `key` in counts; false when there is none. */
+static bool take(json_t *counts, const char *key)
 {
-    char *key = source->identity[0] == 0 ? agglo_format(err, "%s", source->name)
-                                         : agglo_format(err, "%s/%s", source->name, source->identity);
-    json_int_t n = key == NULL ? 0 : json_integer_value(json_object_get(counts, key));
+    json_int_t n = json_integer_value(json_object_get(counts, key));
 
-    if (n > 0) {
-        json_object_set_new(counts, key, json_integer(n - 1));
+    return n > 0 && json_object_set_new(counts, key, json_integer(n - 1)) == 0;
+}
+
+/* known[i]: sources[i] is in the list. One that cannot be read now is known by its name, if no other of this name is left over: people
+ * remove tars that were ingested. */
+static agglo_status find_known(const json_t *list, const agglo_ingest_source *sources, size_t n, bool *known,
+                               agglo_err *err)
+{
+    json_t *counts = count_sources(list, err);
+
+    for (int pass = 0; pass < 2 && counts != NULL; pass++) {
+        for (size_t i = 0; i < n && err->status == AGGLO_OK; i++) {
+            const agglo_ingest_source *source = &sources[i];
+            bool unread = source->identity[0] == 0;
+            char *key;
+
+            if (unread != (pass == 1)) {
+                continue;
+            }
+            key = unread ? agglo_format(err, "%s", source->name)
+                         : agglo_format(err, "%s/%s", source->name, source->identity);
+            known[i] = key != NULL && take(counts, key);
+            if (known[i] && !unread) {
+                take(counts, source->name);
+            }
+            agglo_free(key);
+        }
     }
-    agglo_free(key);
-    return n > 0;
+    json_decref(counts);
+    return err->status;
+}
+
+agglo_status agglo_ingest_knows_all(const agglo_ingest_state *s, const agglo_ingest_source *sources, size_t n,
+                                    bool *all, agglo_err *err)
+{
+    bool *known = agglo_alloc(n, sizeof *known, err);
+
+    *all = known != NULL && find_known(s->sources, sources, n, known, err) == AGGLO_OK;
+    for (size_t i = 0; *all && i < n; i++) {
+        *all = known[i];
+    }
+    agglo_free(known);
+    return err->status;
 }
 
 /* Move the sources that are not done to the front, the one in which an earlier run stopped first. */
 agglo_status agglo_ingest_match_sources(agglo_ingest_state *s, agglo_ingest_source *sources, size_t n, size_t *n_todo,
                                         agglo_err *err)
 {
-    json_t *counts = count_sources(s->sources, err);
+    bool *known = agglo_alloc(n, sizeof *known, err);
     size_t first = SIZE_MAX;
 
     *n_todo = 0;
-    if (counts == NULL) {
+    if (known == NULL || find_known(s->sources, sources, n, known, err) != AGGLO_OK) {
+        agglo_free(known);
         return err->status;
     }
     for (size_t i = 0; i < n && err->status == AGGLO_OK; i++) {
         agglo_ingest_source source = sources[i];
 
-        sources[i].held.fd = -1; /* it moves, should it be standard input */
-        if (take_source(counts, &source, err)) {
+        sources[i].held = (agglo_source){.fd = -1}; /* it moves, should it be standard input */
+        if (known[i]) {
             agglo_source_close(&source.held);
             continue;
         }
@@ -183,7 +219,7 @@ agglo_status agglo_ingest_match_sources(agglo_ingest_state *s, agglo_ingest_sour
         }
         sources[(*n_todo)++] = source;
     }
-    json_decref(counts);
+    agglo_free(known);
     if (err->status == AGGLO_OK && s->current != NULL) {
         if (first == SIZE_MAX) {
             agglo_fail(err, AGGLO_E_CONFIG,

@@ -142,7 +142,7 @@ static agglo_status load_description(agglo_ingest_state *s, const json_t *root, 
 {
     const json_t *options, *sources, *classes, *shards;
     agglo_decode_options decode;
-    const char *fingerprint, *name;
+    const char *name;
     uint8_t bytes[16];
     int64_t n;
     size_t i;
@@ -152,14 +152,12 @@ static agglo_status load_description(agglo_ingest_state *s, const json_t *root, 
         agglo_json_get_object(root, "options", &options, err) != AGGLO_OK ||
         agglo_ingest_same_options(s, options, err) != AGGLO_OK ||
         agglo_json_get_hex(root, "fingerprint", bytes, sizeof bytes, err) != AGGLO_OK ||
-        agglo_json_get_string(root, "fingerprint", &fingerprint, err) != AGGLO_OK ||
         agglo_json_get_int(root, "samples", 0, UINT32_MAX, &n, err) != AGGLO_OK ||
         agglo_json_get_array(root, "shards", &shards, err) != AGGLO_OK ||
         agglo_json_get_array(root, "sources", &sources, err) != AGGLO_OK ||
         agglo_json_get_array(root, "classes", &classes, err) != AGGLO_OK || load_report(s, root, err) != AGGLO_OK) {
         return err->status;
     }
-    snprintf(s->base, sizeof s->base, "%s", fingerprint);
     s->base_samples = (uint64_t)n;
     s->base_shards = (uint32_t)json_array_size(shards);
     json_array_foreach(sources, i, item)
@@ -253,10 +251,13 @@ done:
 static agglo_status load_base(agglo_ingest_state *s, bool whole, agglo_err *err)
 {
     json_t *root = NULL;
+    agglo_hash128 hash;
 
-    if (remember_nothing(s, err) != AGGLO_OK || !agglo_path_exists(s->dataset_path)) {
+    if (remember_nothing(s, err) != AGGLO_OK || !agglo_path_exists(s->dataset_path) ||
+        agglo_file_xxh3_128(s->dataset_path, &hash, NULL, err) != AGGLO_OK) {
         return err->status;
     }
+    agglo_hex(hash.bytes, 16, s->base);
     if (agglo_json_read(s->dataset_path, AGGLO_DATASET_JSON_MAX, &root, err) == AGGLO_OK &&
         load_description(s, root, err) != AGGLO_OK) {
         agglo_at(err, "%s", s->dataset_path);
@@ -417,6 +418,19 @@ static agglo_status replay_shard(agglo_ingest_state *s, agglo_bytes payload, agg
     return err->status == AGGLO_OK ? agglo_index_builder_shard(s->index, n_bytes, fingerprint, err) : err->status;
 }
 
+static agglo_status replay_source(agglo_ingest_state *s, agglo_bytes payload, agglo_err *err)
+{
+    const char *text;
+
+    json_decref(s->current);
+    s->current = NULL;
+    if (agglo_json_parse((const char *)payload.data, payload.size, &s->current, err) == AGGLO_OK &&
+        agglo_json_get_string(s->current, "name", &text, err) == AGGLO_OK) {
+        agglo_json_get_string(s->current, "identity", &text, err);
+    }
+    return err->status;
+}
+
 static agglo_status replay_record(void *context, uint8_t type, agglo_bytes payload, uint64_t end, agglo_err *err)
 {
     replay *r = context;
@@ -432,10 +446,11 @@ static agglo_status replay_record(void *context, uint8_t type, agglo_bytes paylo
     case START:
         return replay_start(r, payload, err);
     case SOURCE:
-        json_decref(s->current);
-        s->current = NULL;
-        return agglo_json_parse((const char *)payload.data, payload.size, &s->current, err);
+        return replay_source(s, payload, err);
     case SOURCE_END:
+        if (s->current == NULL) {
+            return agglo_fail(err, AGGLO_E_DATA, "the end of a source that was not begun");
+        }
         json_array_append_new(s->sources, s->current);
         s->current = NULL;
         s->n_groups = 0;
@@ -499,6 +514,7 @@ static agglo_status take_up(agglo_ingest_state *s, agglo_err *err)
         } else if (agglo_shard_writer_resume(s->writer, &r.part, &ok, err) != AGGLO_OK) {
             return err->status;
         }
+        s->has_part = r.part.n_bytes > 0;
         if (ok) {
             return agglo_journal_is_empty(s->journal) ? add_start(s, err) : AGGLO_OK;
         }
@@ -536,7 +552,7 @@ static agglo_status sweep(const agglo_ingest_state *s, const char *dir, bool sha
                         (number >= from && number <= UINT32_MAX &&
                          strcmp(agglo_shard_name((uint32_t)number, expected), names[i]) == 0) ||
                         (names[i][0] == '.' && length > 5 && strcmp(names[i] + length - 5, ".part") == 0 &&
-                         strcmp(names[i], open_part) != 0);
+                         (!s->has_part || strcmp(names[i], open_part) != 0));
             }
             if (stale) {
                 char *path = agglo_path_join(dir, names[i], err);
@@ -586,17 +602,18 @@ agglo_status agglo_ingest_state_open(agglo_ingest_state *s, agglo_ingest_source 
     }
     found = agglo_path_exists(s->dataset_path);
     if (!agglo_path_exists(s->journal_path)) {
+        bool all = false;
+
         if (found ? load_base(s, false, err) != AGGLO_OK ||
-                        agglo_ingest_match_sources(s, sources, n_sources, n_todo, err) != AGGLO_OK
+                        agglo_ingest_knows_all(s, sources, n_sources, &all, err) != AGGLO_OK
                   : folder_is_free(s, err) != AGGLO_OK) {
             return err->status;
         }
-        if (found && *n_todo == 0) {
+        if (all) {
             s->report->up_to_date = true;
             s->report->seconds = s->seconds_before;
             return AGGLO_OK;
         }
-        n_sources = found ? *n_todo : n_sources;
     }
     if (agglo_journal_open(&s->journal, s->journal_path, err) != AGGLO_OK || take_up(s, err) != AGGLO_OK ||
         agglo_ingest_match_sources(s, sources, n_sources, n_todo, err) != AGGLO_OK ||

@@ -78,7 +78,7 @@ agglo_status agglo_source_open(agglo_source *out, const char *path, const char *
     struct stat info;
 
     *out = (agglo_source){.fd = -1};
-    if (agglo_path_is_dir(path)) {
+    if (strcmp(path, "-") != 0 && agglo_path_is_dir(path)) {
         if (agglo_folder_open(&out->folder, path, &out->n_bytes, err) != AGGLO_OK) {
             goto fail;
         }
@@ -89,7 +89,7 @@ agglo_status agglo_source_open(agglo_source *out, const char *path, const char *
             goto fail;
         }
     } else {
-        out->fd = open(path, O_RDONLY | O_CLOEXEC);
+        out->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
         if (out->fd < 0) {
             agglo_fail(err, errno == ENOENT ? AGGLO_E_NOT_FOUND : AGGLO_E_IO, "%s", strerror(errno));
             goto fail;

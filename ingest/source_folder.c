@@ -11,6 +11,7 @@
 
 #include "base/arena.h"
 #include "base/fs.h"
+#include "base/stop.h"
 
 enum { MAX_DEPTH = 64, LIST_CHUNK = 1 << 20 };
 
@@ -65,11 +66,17 @@ static agglo_status walk(agglo_folder *f, const char *below, int depth, uint64_t
     char **names, *dir = agglo_path_join(f->path, below, err);
     size_t n;
 
-    if (dir == NULL || agglo_arena_new(&list, LIST_CHUNK, err) != AGGLO_OK ||
-        agglo_list_dir(dir, list, &names, &n, err) != AGGLO_OK) {
+    if (dir == NULL || agglo_arena_new(&list, LIST_CHUNK, err) != AGGLO_OK) {
         goto done;
     }
-    for (size_t i = 0; i < n && err->status == AGGLO_OK; i++) {
+    if (agglo_list_dir(dir, list, &names, &n, err) != AGGLO_OK) {
+        if (depth > 0 && err->status != AGGLO_E_MEMORY) { /* it costs itself */
+            agglo_err_clear(err);
+            add_file(f, below, &(struct stat){0}, "a folder that cannot be read", err);
+        }
+        goto done;
+    }
+    for (size_t i = 0; i < n && err->status == AGGLO_OK && agglo_stop_check(err) == AGGLO_OK; i++) {
         char *path = below[0] == 0 ? agglo_strdup(names[i], err) : agglo_path_join(below, names[i], err);
         char *full = path == NULL ? NULL : agglo_path_join(f->path, path, err);
         struct stat info, link;
@@ -179,7 +186,7 @@ agglo_status agglo_folder_read(const agglo_folder *folder, uint64_t number, void
 {
     char *path = agglo_path_join(folder->path, folder->files[number].path, err);
     struct stat info;
-    int fd = path == NULL ? -1 : open(path, O_RDONLY | O_CLOEXEC);
+    int fd = path == NULL ? -1 : open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 
     if (path == NULL) {
         return err->status;

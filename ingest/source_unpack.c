@@ -30,21 +30,26 @@ typedef struct unpacking {
 
 static void note(unpacking *u, const char *why)
 {
-    snprintf(u->source->damage, sizeof u->source->damage, "%s", why);
+    snprintf(u->source->damage, sizeof u->source->damage, "%.120s", why);
 }
 
 /* More packed bytes, when the last ones are used up. False: there are none, or they cannot be read. */
 static bool fill(unpacking *u, agglo_err *err)
 {
     uint64_t left = u->source->n_bytes - u->at;
+    agglo_err bad = {0};
 
     if (u->n_used < u->n_packed) {
         return true;
     }
     u->n_used = 0;
     u->n_packed = left < BLOCK ? (size_t)left : BLOCK;
-    if (u->n_packed == 0 || agglo_stop_check(err) != AGGLO_OK ||
-        agglo_fd_read_at(u->source->fd, u->at, u->packed, u->n_packed, err) != AGGLO_OK) {
+    if (u->n_packed == 0 || agglo_stop_check(err) != AGGLO_OK) {
+        u->n_packed = 0;
+        return false;
+    }
+    if (agglo_fd_read_at(u->source->fd, u->at, u->packed, u->n_packed, &bad) != AGGLO_OK) { /* costs this source only */
+        note(u, bad.why);
         u->n_packed = 0;
         return false;
     }
@@ -164,13 +169,16 @@ agglo_status agglo_source_unpack(agglo_source *source, const char *spool_dir, ag
 {
     unpacking u = {.source = source, .fd = -1, .limit = source->n_bytes * MAX_RATIO + ((uint64_t)1 << 30)};
     uint8_t head[4];
+    agglo_err bad = {0};
     bool gzip;
 
     if (source->folder != NULL || source->n_bytes < sizeof head) {
         return AGGLO_OK;
     }
-    if (agglo_fd_read_at(source->fd, 0, head, sizeof head, err) != AGGLO_OK) {
-        return err->status;
+    if (agglo_fd_read_at(source->fd, 0, head, sizeof head, &bad) != AGGLO_OK) {
+        snprintf(source->damage, sizeof source->damage, "%.120s", bad.why);
+        source->n_plain = 0;
+        return AGGLO_OK;
     }
     gzip = head[0] == 0x1f && head[1] == 0x8b;
     if (!gzip && !is_zstd(agglo_le32(head))) {

@@ -361,6 +361,57 @@ static void test_a_run_stopped_in_its_last_steps(void **state)
     assert_false(agglo_path_exists(journal.text));
 }
 
+/* Sources that bring nothing new leave the index, and so the fingerprint, as it was: a journal of theirs that outlived its run is stale all
+ * the same. And of two sources of one name the one that is missing is not the one that is there. */
+static void test_sources_that_add_nothing(void **state)
+{
+    path_text dir = path_in(test_dir(), ""), out = path_in(dir.text, "out"), paths[3],
+              copy = path_in(dir.text, "copy.tar");
+    path_text journal = path_in(out.text, ".ingest-unfinished");
+    path_text missing = path_in(dir.text, "other/0.tar");
+    agglo_ingest_options options = options_for(out.text);
+    agglo_ingest_report report;
+    agglo_err err = {0};
+    const char *sources[3], *both[2], *same_name[2];
+    char *bytes;
+    size_t n;
+
+    (void)state;
+    make_sources(dir.text, paths, sources);
+    assert_ok(agglo_file_read(sources[0], 1 << 28, &bytes, &n, &err));
+    assert_ok(agglo_file_write(copy.text, bytes, n, &err));
+    agglo_free(bytes);
+    both[0] = sources[0];
+    both[1] = copy.text;
+    options.shard_samples = 300;
+    for (unsigned wait = 20000;; wait = wait * 3 / 4) {
+        assert_ok(agglo_remove_tree(out.text, &err));
+        run_whole(sources, 1, &options);
+        if (run_stopped(both, 2, &options, wait)) {
+            break;
+        }
+        assert_true(wait > 0);
+    }
+    assert_ok(agglo_file_read(journal.text, 1 << 28, &bytes, &n, &err));
+    run_whole(both, 2, &options);
+    assert_ok(agglo_file_write(journal.text, bytes, n, &err));
+    agglo_free(bytes);
+    same_name[0] = sources[0];
+    same_name[1] = copy.text;
+    assert_ok(agglo_ingest(same_name, 2, &options, &report, &err));
+    assert_int_equal(report.shards_in, 2);
+    json_decref(report.rejected);
+    assert_ok(agglo_ingest(same_name, 2, &options, &report, &err));
+    assert_true(report.up_to_date && report.shards_in == 2);
+    json_decref(report.rejected);
+    assert_false(agglo_path_exists(journal.text));
+    same_name[1] = missing.text;
+    assert_ok(agglo_ingest(same_name, 2, &options, &report, &err));
+    assert_int_equal(count_of(&report, "shard_missing"), 1);
+    assert_int_equal(report.shards_failed, 1);
+    json_decref(report.rejected);
+}
+
 static void test_other_options_and_sources_are_refused(void **state)
 {
     path_text dir = path_in(test_dir(), ""), out = path_in(dir.text, "out"), paths[3];
@@ -443,6 +494,7 @@ int main(void)
         cmocka_unit_test(test_a_damaged_journal_or_part_costs_work_only),
         cmocka_unit_test(test_sources_are_added),
         cmocka_unit_test(test_a_run_stopped_in_its_last_steps),
+        cmocka_unit_test(test_sources_that_add_nothing),
         cmocka_unit_test(test_other_options_and_sources_are_refused),
         cmocka_unit_test(test_every_allocation_may_fail),
         cmocka_unit_test(free_pictures),
