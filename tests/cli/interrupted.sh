@@ -33,7 +33,7 @@ same data/train/index.bin other/train/index.bin
 recipe again.yaml
 sed -i 's/^cache: cache/cache: other\/cache/' again.yaml
 n=0
-for after in 7 20 30 37 45 52 60 68 75 90 110 140 180; do
+for after in 3 7 14 20 30 37 45 52 60 68 75 90 110 140 180; do
   killed $after "$agglo" teach again.yaml --threads 1 && n=$((n + 1))
   # a manifest that exists says that its unit is complete
   for manifest in other/cache*/*/main-*.json; do
@@ -51,7 +51,7 @@ same cache other/cache
 same cache-val other/cache-val
 
 n=0
-for after in 60 90 130 170 210 260 330 420; do
+for after in 8 20 40 60 90 130 170 210 260 330 420; do
   killed $after "$agglo" train recipe.yaml --out run2 --threads 2 && n=$((n + 1))
 done
 "$agglo" train recipe.yaml --out run2 >/dev/null
