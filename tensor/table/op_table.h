@@ -77,6 +77,7 @@ typedef struct agglo_op_array {
 #define AGGLO_USE_PARITY      1u
 #define AGGLO_USE_DIFFERENCES 2u /* parity, and gradients against central differences */
 #define AGGLO_USE_BENCH       4u
+#define AGGLO_USE_SLOW        8u /* parity, of which the reference takes seconds */
 
 typedef struct agglo_op agglo_op;
 

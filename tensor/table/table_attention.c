@@ -78,6 +78,10 @@ static const agglo_op_case cases[] = {
     PARITY(&attention_bwd, F32, 0, 1, 4160, 1, 8),
     PARITY(&attention_bwd, BF16, 0, 1, 1025, 1, 16),
 
+    /* SAM's whole picture, and 64 tokens more */
+    SLOW(&attention, BOTH, AGGLO_OP_LSE, 1, 4160, 1, 64),
+    SLOW(&attention_bwd, BOTH, 0, 1, 4160, 1, 64),
+
     /* a tile's edges, and head sizes that are padded or loaded one by one in BF16 */
     PARITY(&attention, BF16, AGGLO_OP_LSE, 3, 63, 2, 32),
     PARITY(&attention, BF16, AGGLO_OP_LSE, 2, 64, 2, 64),
