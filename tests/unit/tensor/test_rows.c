@@ -4,6 +4,7 @@
 
 #include "tensor/backend.h"
 #include "tensor/ops.h"
+#include "tensor/ops_attention_bias.h"
 
 #include <math.h>
 
@@ -129,6 +130,63 @@ static void check_images(agglo_dtype type)
     release(t, COUNT);
 }
 
+/* Attention with a bias of either kind over windows: tokens with a prefix, several tiles of queries and blocks of keys. */
+static void check_biased(agglo_dtype type, bool dense)
+{
+    enum { GRID_H = 18, GRID_W = 16, PREFIX = 2, N_ALL = PREFIX + GRID_H * GRID_W };
+    enum { QKV, OUT, LSE, D_OUT, D_QKV, REL_H, REL_W, TABLE, D_REL_H, D_REL_W, D_TABLE, ONE_OUT, ONE_LSE, ONE_D_QKV };
+    enum { COUNT = ONE_D_QKV + 1 };
+    agglo_tensor t[COUNT];
+    agglo_bias bias = {.n_prefix = PREFIX, .grid_h = GRID_H, .grid_w = GRID_W};
+    agglo_bias_gradient d_bias = {0};
+    float scale = 1.0f / sqrtf((float)HEAD_DIM);
+
+    t[QKV] = TENSOR(type, true, IMAGES, N_ALL, 3, HEADS, HEAD_DIM);
+    t[D_OUT] = TENSOR(type, true, IMAGES, N_ALL, HEADS, HEAD_DIM);
+    t[OUT] = TENSOR(type, false, IMAGES, N_ALL, HEADS, HEAD_DIM);
+    t[LSE] = TENSOR(AGGLO_F32, false, IMAGES, HEADS, N_ALL);
+    t[D_QKV] = TENSOR(type, false, IMAGES, N_ALL, 3, HEADS, HEAD_DIM);
+    t[REL_H] = TENSOR(AGGLO_F32, true, 2 * GRID_H - 1, HEAD_DIM);
+    t[REL_W] = TENSOR(AGGLO_F32, true, 2 * GRID_W - 1, HEAD_DIM);
+    t[TABLE] = TENSOR(AGGLO_F32, true, HEADS, N_ALL, N_ALL);
+    t[D_REL_H] = TENSOR(AGGLO_F32, true, 2 * GRID_H - 1, HEAD_DIM);
+    t[D_REL_W] = TENSOR(AGGLO_F32, true, 2 * GRID_W - 1, HEAD_DIM);
+    t[D_TABLE] = TENSOR(AGGLO_F32, true, HEADS, N_ALL, N_ALL);
+    t[ONE_OUT] = TENSOR(type, false, 1, N_ALL, HEADS, HEAD_DIM);
+    t[ONE_LSE] = TENSOR(AGGLO_F32, false, 1, HEADS, N_ALL);
+    t[ONE_D_QKV] = TENSOR(type, false, 1, N_ALL, 3, HEADS, HEAD_DIM);
+    if (dense) {
+        bias = (agglo_bias){.table = &t[TABLE]};
+        d_bias.table = &t[D_TABLE];
+    } else {
+        bias.rel_h = &t[REL_H];
+        bias.rel_w = &t[REL_W];
+        d_bias = (agglo_bias_gradient){.rel_h = &t[D_REL_H], .rel_w = &t[D_REL_W]};
+    }
+
+    agglo_attention_bias(be, &t[QKV], scale, &bias, &t[OUT], &t[LSE]);
+    agglo_attention_bias_bwd(be, &t[D_OUT], &t[QKV], &t[OUT], &t[LSE], scale, &bias, &t[D_QKV], &d_bias);
+    for (int64_t b = 0; b < IMAGES; b++) {
+        agglo_tensor qkv = part_of(&t[QKV], b, 1), d_out = part_of(&t[D_OUT], b, 1);
+
+        agglo_attention_bias(be, &qkv, scale, &bias, &t[ONE_OUT], &t[ONE_LSE]);
+        agglo_attention_bias_bwd(be, &d_out, &qkv, &t[ONE_OUT], &t[ONE_LSE], scale, &bias, &t[ONE_D_QKV], &d_bias);
+        assert_same("biased attention", &t[OUT], b, &t[ONE_OUT], 1);
+        assert_same("its lse", &t[LSE], b, &t[ONE_LSE], 1);
+        assert_same("its gradient", &t[D_QKV], b, &t[ONE_D_QKV], 1);
+    }
+    release(t, COUNT);
+}
+
+static void test_biased(void **state)
+{
+    (void)state;
+    for (int dense = 0; dense < 2; dense++) {
+        check_biased(AGGLO_F32, dense != 0);
+        check_biased(AGGLO_BF16, dense != 0);
+    }
+}
+
 static void test_rows(void **state)
 {
     (void)state;
@@ -167,6 +225,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_rows, open_backend, close_backend),
         cmocka_unit_test_setup_teardown(test_images, open_backend, close_backend),
+        cmocka_unit_test_setup_teardown(test_biased, open_backend, close_backend),
     };
 
     return test_run("unit_tensor_rows", tests);
