@@ -143,6 +143,8 @@ static agglo_status configure(agglo_vit_encoder_config *c, const agglo_teacher_o
         c->rule = *hub ? AGGLO_POS_OFFSET : AGGLO_POS_PLAIN;
     }
     c->max_batch = options->max_batch > 0 ? options->max_batch : 32;
+    AGGLO_ASSERT(options->precision == AGGLO_F32 || options->precision == AGGLO_BF16);
+    c->precision = options->precision;
     c->preproj = options->preproj;
     c->spatial_raw = options->spatial_raw;
     c->pre_norm = clip;
@@ -184,6 +186,10 @@ static void describe(agglo_encoder_info *info, const agglo_vit_encoder_config *c
     agglo_teacher_named(m->family, &family, &ignored);
     if (m->norm_eps != family.norm_eps) {
         used += snprintf(info->options + used, sizeof info->options - (size_t)used, ",e%.2g", (double)m->norm_eps);
+    }
+    if (c->precision != AGGLO_F32) {
+        used +=
+            snprintf(info->options + used, sizeof info->options - (size_t)used, ",%s", agglo_dtype_name(c->precision));
     }
     AGGLO_ASSERT((size_t)used < sizeof info->options);
 }
