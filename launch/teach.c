@@ -53,12 +53,12 @@ static agglo_status check_weights(const agglo_recipe *recipe, const agglo_teach_
 {
     for (size_t i = 0; i < recipe->n_teachers; i++) {
         const agglo_recipe_teacher *teacher = &recipe->teachers[i];
-        agglo_safetensors *st = NULL;
+        agglo_weights *weights = NULL;
 
-        if (chosen(choice, teacher->name) && agglo_safetensors_open(&st, teacher->weights, err) != AGGLO_OK) {
+        if (chosen(choice, teacher->name) && agglo_weights_open(&weights, teacher->weights, err) != AGGLO_OK) {
             return agglo_at(err, "teacher %s", teacher->name);
         }
-        agglo_safetensors_close(st);
+        agglo_weights_close(weights);
     }
     return AGGLO_OK;
 }
@@ -147,6 +147,7 @@ agglo_status agglo_run_teach(const agglo_recipe *recipe, const agglo_teach_choic
         options.preproj = teacher->summary == 1;
         options.spatial_raw = !teacher->spatial_norm;
         options.pos_interp = (agglo_pos_interp)teacher->pos_interp;
+        options.precision = teacher->precision == 1 ? AGGLO_BF16 : AGGLO_F32;
         if (agglo_teacher_open(&encoder, backend, &options, err) == AGGLO_OK) {
             for (size_t k = 0; k < n_targets && err->status == AGGLO_OK; k++) {
                 run_one(recipe, teacher, &encoder, choice, &targets[k], &first_slot, out, err);

@@ -12,9 +12,9 @@
 #ifndef AGGLO_TEACHERS_TEACHER_H
 #define AGGLO_TEACHERS_TEACHER_H
 
-#include "base/safetensors.h"
 #include "teachers/pos_interp.h"
 #include "teachers/registry.h"
+#include "teachers/weights.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -25,7 +25,7 @@ extern "C" {
 typedef enum agglo_pos_interp { AGGLO_POS_INTERP_AUTO, AGGLO_POS_INTERP_HUB, AGGLO_POS_INTERP_HF } agglo_pos_interp;
 
 typedef struct agglo_teacher_options {
-    const char *weights; /* path of the safetensors file */
+    const char *weights; /* path of a file, an index, a shard or a directory: teachers/weights.h */
     const char *arch;    /* a registered architecture or family that the file must be; NULL or "": recognised */
     int size;            /* side of the input, a multiple of the patch; 0: the image size of the checkpoint */
     /* Images in one run of the model; bounds its memory, larger batches are cut. 0: 32. On the CPU images run one by one, whatever this
@@ -34,20 +34,24 @@ typedef struct agglo_teacher_options {
     bool preproj;     /* CLIP: summary before the projection (after the final norm) */
     bool spatial_raw; /* CLIP: spatial tokens before the final norm */
     agglo_pos_interp pos_interp;
+    /* Storage of activations and of the weights of matrix products: AGGLO_F32 (the default, on every device) or AGGLO_BF16. Other features,
+     * so part of info.options: never chosen by the machine. */
+    agglo_dtype precision;
 } agglo_teacher_options;
 
-/* Projected summary, normalised spatial tokens, native size, batch 32; `weights` is to be filled. */
+/* Projected summary, normalised spatial tokens, native size, batch 32, F32; `weights` is to be filled. */
 agglo_teacher_options agglo_teacher_options_default(void);
 
 /* Load a teacher. `backend` is borrowed until agglo_encoder_clear(out). All weights are checked: AGGLO_E_DATA or AGGLO_E_MISMATCH names
  * the tensor, found and expected; AGGLO_E_CONFIG an option that does not fit; AGGLO_E_UNSUPPORTED a file that is no known teacher.
- * info.options holds what changes the features: "summary=proj,spatial_norm=1,pos=hub,gelu,h16". encode runs on one thread at a time;
+ * info.options holds what changes the features: "summary=proj,spatial_norm=1,pos=hub,gelu,h16", with ",bf16" behind in BF16. encode runs on one thread at a time;
  * heights and widths are free multiples of the patch; memory is planned at the first batch of a shape, then nothing is allocated. */
 agglo_status agglo_teacher_open(agglo_encoder *out, agglo_backend *backend, const agglo_teacher_options *options,
                                 agglo_err *err);
 
 /* What a file is, from its header alone (no weights are read). AGGLO_E_UNSUPPORTED: it is no teacher that is known. */
-agglo_status agglo_teacher_recognise(const char *weights, const char *arch, agglo_teacher_config *out, agglo_err *err);
+agglo_status agglo_teacher_recognise(const agglo_weights *weights, const char *arch, agglo_teacher_config *out,
+                                     agglo_err *err);
 
 /* Of an encoder opened here: its configuration, and the names of tensors that the file holds beside the model's own (neither used nor
  * known, such as a training head), NULL behind the last. Borrowed. */
