@@ -20,9 +20,13 @@ agglo_teacher_options agglo_teacher_options_default(void)
     return (agglo_teacher_options){.max_batch = 32};
 }
 
-static agglo_status encode(void *self, const uint8_t *pixels, int batch, int height, int width, float *summary,
-                           float *spatial, agglo_err *err)
+static agglo_status encode(void *self, const uint8_t *pixels, const agglo_extent *extents, int batch, int height,
+                           int width, float *summary, float *spatial, agglo_err *err)
 {
+    if (extents != NULL) {
+        agglo_fail(err, AGGLO_E_UNSUPPORTED, "the input of %s is never padded", ((teacher *)self)->config.arch);
+        return agglo_doing(err, "cannot run the teacher");
+    }
     return agglo_vit_encoder_run(((teacher *)self)->vit, pixels, batch, height, width, summary, spatial, err);
 }
 
