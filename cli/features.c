@@ -15,15 +15,15 @@ enum { BATCH = 32 };
 agglo_status agglo_encoder_open(agglo_encoder *out, agglo_backend *backend, const char *path, const char *head,
                                 int size, int max_batch, agglo_err *err)
 {
-    agglo_safetensors *st = NULL;
+    agglo_weights *weights = NULL;
     agglo_teacher_options options = agglo_teacher_options_default();
     bool student;
 
-    if (agglo_safetensors_open(&st, path, err) != AGGLO_OK) {
+    if (agglo_weights_open(&weights, path, err) != AGGLO_OK) {
         return err->status;
     }
-    student = agglo_student_is(st);
-    agglo_safetensors_close(st);
+    student = agglo_student_is(agglo_weights_file(weights, 0));
+    agglo_weights_close(weights);
     if (student) {
         return agglo_student_open(out, backend, path, head, size, max_batch, err);
     }
