@@ -146,6 +146,7 @@ agglo_status agglo_run_teach(const agglo_recipe *recipe, const agglo_teach_choic
         options.max_batch = (int)teacher->batch;
         options.preproj = teacher->summary == 1;
         options.spatial_raw = !teacher->spatial_norm;
+        options.neck = teacher->neck;
         options.pos_interp = (agglo_pos_interp)teacher->pos_interp;
         if (agglo_teacher_open(&encoder, backend, &options, err) == AGGLO_OK) {
             for (size_t k = 0; k < n_targets && err->status == AGGLO_OK; k++) {

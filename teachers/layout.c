@@ -4,16 +4,32 @@
 #include <stdio.h>
 #include <string.h>
 
-static const agglo_layout *const layouts[] = {&agglo_layout_clip_hf, &agglo_layout_dinov2_hf};
+static const agglo_layout *const layouts[] = {&agglo_layout_clip_hf, &agglo_layout_dinov2_hf, &agglo_layout_sam_hf,
+                                              &agglo_layout_sam_original};
+
+static bool has(const agglo_weights *weights, const char *prefix, const char *name)
+{
+    char full[160];
+
+    snprintf(full, sizeof full, "%s%s", prefix, name);
+    return agglo_weights_find(weights, full) != NULL;
+}
+
+static bool fits(const agglo_layout *layout, const agglo_weights *weights, const char *prefix)
+{
+    bool all = has(weights, prefix, layout->probe);
+
+    for (const char *const *mark = layout->marks; all && mark != NULL && *mark != NULL; mark++) {
+        all = has(weights, prefix, *mark);
+    }
+    return all;
+}
 
 const agglo_layout *agglo_layout_find(const agglo_weights *weights, const char **prefix)
 {
-    char name[160];
-
     for (size_t i = 0; i < AGGLO_COUNT(layouts); i++) {
         for (const char *const *p = layouts[i]->prefixes; *p != NULL; p++) {
-            snprintf(name, sizeof name, "%s%s", *p, layouts[i]->probe);
-            if (agglo_weights_find(weights, name) != NULL) {
+            if (fits(layouts[i], weights, *p)) {
                 *prefix = *p;
                 return layouts[i];
             }
@@ -45,11 +61,13 @@ static bool row_applies(const agglo_layout_row *row, const agglo_teacher_config 
         return !c->swiglu;
     case AGGLO_ROW_SWIGLU:
         return c->swiglu;
+    case AGGLO_ROW_NECK:
+        return c->neck > 0;
     }
     return false;
 }
 
-static int64_t extent(char letter, const agglo_teacher_config *c)
+static int64_t extent(char letter, const agglo_teacher_config *c, int index)
 {
     int64_t grid = c->image / c->patch;
 
@@ -70,6 +88,18 @@ static int64_t extent(char letter, const agglo_teacher_config *c)
         return c->registers;
     case 'e':
         return c->proj;
+    case 't':
+        return 3 * (int64_t)c->dim;
+    case 'g':
+        return grid;
+    case 'o':
+        return c->neck;
+    case '3':
+        return 3;
+    case 'k':
+        return c->dim / c->heads;
+    case 's':
+        return 2 * (agglo_teacher_is_global(c, index) ? grid : c->window) - 1;
     default:
         AGGLO_ASSERT(letter == '1');
         return 1;
@@ -77,7 +107,7 @@ static int64_t extent(char letter, const agglo_teacher_config *c)
 }
 
 static void fill(agglo_layout_tensor *t, const agglo_layout_row *row, const agglo_teacher_config *config,
-                 const char *prefix, const char *block, const char *param_block)
+                 const char *prefix, const char *block, const char *param_block, int index)
 {
     bool rooted = row->source[0] == '/';
 
@@ -87,7 +117,7 @@ static void fill(agglo_layout_tensor *t, const agglo_layout_row *row, const aggl
     }
     t->rank = (int)strlen(row->shape);
     for (int i = 0; i < t->rank; i++) {
-        t->shape[i] = extent(row->shape[i], config);
+        t->shape[i] = extent(row->shape[i], config, index);
     }
     t->first_row = row->part * t->shape[0];
     t->kind = row->kind;
@@ -107,7 +137,7 @@ agglo_status agglo_layout_expand(const agglo_layout *layout, const agglo_teacher
     }
     for (size_t i = 0; i < layout->n_top; i++) {
         if (row_applies(&layout->top[i], config)) {
-            fill(&(*out)[k++], &layout->top[i], config, prefix, block, param_block);
+            fill(&(*out)[k++], &layout->top[i], config, prefix, block, param_block, 0);
         }
     }
     for (int b = 0; b < config->depth; b++) {
@@ -115,7 +145,7 @@ agglo_status agglo_layout_expand(const agglo_layout *layout, const agglo_teacher
         snprintf(param_block, sizeof param_block, "blocks.%d.", b);
         for (size_t i = 0; i < layout->n_in_block; i++) {
             if (row_applies(&layout->in_block[i], config)) {
-                fill(&(*out)[k++], &layout->in_block[i], config, prefix, block, param_block);
+                fill(&(*out)[k++], &layout->in_block[i], config, prefix, block, param_block, b);
             }
         }
     }

@@ -3,6 +3,7 @@
  * One table of rows per layout; the loader walks it to read, the random writer to write. A further layout of a family is a further
  * table. Shapes are letters, one per axis:
  *     d dim   h rows into the MLP (2 mlp_dim with swiglu)   m mlp_dim   c 3   p patch   n 1 + grid^2   r registers   e proj   1 one
+ *     t 3 dim   g grid   o neck   3 three   k dim / heads   s rows of the block's tables of relative positions
  */
 #ifndef AGGLO_TEACHERS_LAYOUT_IMPL_H
 #define AGGLO_TEACHERS_LAYOUT_IMPL_H
@@ -16,6 +17,7 @@ typedef enum agglo_row_if {
     AGGLO_ROW_REGISTERS, /* config.registers > 0 */
     AGGLO_ROW_PLAIN,     /* !swiglu */
     AGGLO_ROW_SWIGLU,
+    AGGLO_ROW_NECK, /* config.neck > 0 */
 } agglo_row_if;
 
 /* What random values suit a tensor. */
@@ -40,17 +42,22 @@ typedef struct agglo_layout {
     const char *family;
     const char *const *prefixes; /* NULL-terminated; the first is what the writer uses */
     const char *probe;           /* the tensor whose presence tells the layout (with a prefix): the patch convolution */
+    const char *const *marks;    /* NULL-terminated: further tensors that must be there; NULL: none */
     const char *block;           /* "encoder.layers.": the number and a dot follow */
     const agglo_layout_row *top, *in_block;
     size_t n_top, n_in_block;
     const char *const *ignored; /* NULL-terminated prefixes of names that are known and not used */
     /* Read what shapes tell into config (family, dim, ... set from the probe already). */
     const char *positions, *mlp_plain, *mlp_swiglu, *registers,
-        *projection;          /* sources of further facts, NULL: not in this family */
+        *projection; /* sources of further facts, NULL: not in this family */
+    /* The family's own reading of shapes, when dim, patch, depth and mlp_dim are known; NULL: none. */
+    agglo_status (*more)(const agglo_weights *weights, const struct agglo_layout *layout, const char *prefix,
+                         agglo_teacher_config *config, agglo_err *err);
     const char *defaults_act; /* of transformers' config class, where config.json leaves hidden_act out */
 } agglo_layout;
 
 extern const agglo_layout agglo_layout_clip_hf, agglo_layout_dinov2_hf;
+extern const agglo_layout agglo_layout_sam_hf, agglo_layout_sam_original;
 
 /* One tensor of a checkpoint. */
 typedef struct agglo_layout_tensor {

@@ -1,7 +1,7 @@
 /* What a checkpoint is: shapes of its tensors, then its metadata, config.json, the caller's word and the registry; see teacher.h. */
 #include "base/json.h"
 #include "base/log.h"
-#include "teachers/layout_impl.h"
+#include "teachers/sam_impl.h"
 #include "teachers/teacher.h"
 
 #include <math.h>
@@ -93,6 +93,12 @@ static agglo_status read_shapes(const agglo_weights *weights, const agglo_layout
         return odd_shape(weights, t, c->swiglu ? "[2 * mlp_dim, dim]" : "[mlp_dim, dim]", err);
     }
     c->mlp_dim = c->swiglu ? c->mlp_dim / 2 : c->mlp_dim;
+    c->heads = 0;
+    c->registers = 0;
+    c->proj = 0;
+    if (layout->more != NULL) {
+        return layout->more(weights, layout, prefix, c, err);
+    }
 
     t = find(weights, prefix, "", layout->positions);
     if (t == NULL) {
@@ -107,12 +113,10 @@ static agglo_status read_shapes(const agglo_weights *weights, const agglo_layout
     }
     c->image = grid * c->patch;
 
-    c->registers = 0;
     t = layout->registers != NULL ? find(weights, prefix, "", layout->registers) : NULL;
     if (t != NULL && (t->rank != 3 || !extent(t, 1, &c->registers))) {
         return odd_shape(weights, t, "[1, registers, dim]", err);
     }
-    c->proj = 0;
     t = layout->projection != NULL ? agglo_weights_find(weights, layout->projection) : NULL;
     if (t != NULL && (t->rank != 2 || !extent(t, 0, &c->proj))) {
         return odd_shape(weights, t, "[proj, dim]", err);
@@ -140,11 +144,11 @@ static bool parse_three(const char *text, float out[3])
 }
 
 /* __metadata__ as agglo_teacher_write_random leaves it; other files have no "family" there. */
-static agglo_status read_metadata(const agglo_weights *weights, const agglo_teacher_config *c, facts *known,
-                                  agglo_err *err)
+static agglo_status read_metadata(const agglo_weights *weights, agglo_teacher_config *c, facts *known, agglo_err *err)
 {
-    static const char *const fields[] = {"dim",  "depth",     "heads", "mlp_dim", "patch",         "image",
-                                         "proj", "registers", "act",   "mlp",     "layer_norm_eps"};
+    static const char *const fields[] = {"dim",       "depth", "heads",  "mlp_dim",       "patch",
+                                         "image",     "proj",  "window", "global_layers", "neck",
+                                         "registers", "act",   "mlp",    "layer_norm_eps"};
     const char *family = agglo_weights_meta(weights, "family"), *mean = agglo_weights_meta(weights, "mean"),
                *std = agglo_weights_meta(weights, "std");
     agglo_teacher_config said = *c;
@@ -177,7 +181,8 @@ static agglo_status read_metadata(const agglo_weights *weights, const agglo_teac
     }
     known->heads = said.heads;
     if (said.dim != c->dim || said.depth != c->depth || said.mlp_dim != c->mlp_dim || said.patch != c->patch ||
-        said.image != c->image || said.proj != c->proj || said.registers != c->registers || said.swiglu != c->swiglu) {
+        said.image != c->image || said.proj != c->proj || said.registers != c->registers || said.swiglu != c->swiglu ||
+        said.neck != c->neck) {
         const struct {
             const char *name;
             int said, found;
@@ -190,6 +195,7 @@ static agglo_status read_metadata(const agglo_weights *weights, const agglo_teac
             {"proj", said.proj, c->proj},
             {"registers", said.registers, c->registers},
             {"mlp (swiglu)", said.swiglu, c->swiglu},
+            {"neck", said.neck, c->neck},
         };
 
         for (size_t i = 0; i < AGGLO_COUNT(shapes); i++) {
@@ -198,6 +204,9 @@ static agglo_status read_metadata(const agglo_weights *weights, const agglo_teac
                 goto fail;
             }
         }
+    }
+    if (strcmp(c->family, "sam") == 0 && agglo_sam_adopt(c, &said, err) != AGGLO_OK) {
+        goto fail;
     }
     if (mean != NULL && std != NULL) {
         if (!parse_three(mean, known->mean) || !parse_three(std, known->std)) {
@@ -253,11 +262,44 @@ static agglo_status confirm(const json_t *json, const char *key, int found, aggl
     return said == found ? AGGLO_OK : disagree(err, key, (long long)said, found);
 }
 
-static agglo_status read_config_fields(const json_t *root, const agglo_layout *layout, const agglo_teacher_config *c,
+/* window_size and global_attn_indexes of a SAM, where config.json has them. */
+static agglo_status read_sam_fields(const json_t *json, agglo_teacher_config *c, agglo_err *err)
+{
+    const json_t *list = NULL;
+    agglo_teacher_config said = *c;
+    int64_t window = c->window;
+
+    if (confirm(json, "num_attention_heads", c->heads, err) != AGGLO_OK ||
+        (c->neck > 0 && confirm(json, "output_channels", c->neck, err) != AGGLO_OK)) {
+        return err->status;
+    }
+    if (json_object_get(json, "window_size") == NULL || json_object_get(json, "global_attn_indexes") == NULL) {
+        return AGGLO_OK;
+    }
+    if (agglo_json_get_int(json, "window_size", 0, 512, &window, err) != AGGLO_OK ||
+        agglo_json_get_array(json, "global_attn_indexes", &list, err) != AGGLO_OK) {
+        return err->status;
+    }
+    said.window = (int)window;
+    memset(said.global_layers, 0, sizeof said.global_layers);
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        const json_t *item = json_array_get(list, i);
+        int64_t block = json_is_integer(item) ? json_integer_value(item) : -1;
+
+        if (block < 0 || block >= c->depth || block >= AGGLO_TEACHER_MOST_DEPTH) {
+            return agglo_fail(err, AGGLO_E_DATA, "global_attn_indexes holds something that is no block of %d",
+                              c->depth);
+        }
+        said.global_layers[block / 32] |= 1u << (block % 32);
+    }
+    return agglo_sam_adopt(c, &said, err);
+}
+
+static agglo_status read_config_fields(const json_t *root, const agglo_layout *layout, agglo_teacher_config *c,
                                        facts *known, agglo_err *err)
 {
     const json_t *nested = json_object_get(root, "vision_config"), *json = json_is_object(nested) ? nested : root;
-    bool clip = strcmp(c->family, "clip") == 0;
+    bool clip = strcmp(c->family, "clip") == 0, sam = strcmp(c->family, "sam") == 0;
     const char *text;
     int64_t heads = 12; /* transformers leaves out what equals its class's defaults */
     double eps;
@@ -282,6 +324,9 @@ static agglo_status read_config_fields(const json_t *root, const agglo_layout *l
                  (c->proj > 0 && confirm(root, "projection_dim", c->proj, err) != AGGLO_OK))) {
         return err->status;
     }
+    if (sam && read_sam_fields(json, c, err) != AGGLO_OK) {
+        return err->status;
+    }
     if (!clip && json_object_get(json, "use_swiglu_ffn") != NULL) {
         if (agglo_json_get_bool(json, "use_swiglu_ffn", &swiglu, err) != AGGLO_OK) {
             return err->status;
@@ -290,7 +335,7 @@ static agglo_status read_config_fields(const json_t *root, const agglo_layout *l
             return disagree(err, "use_swiglu_ffn", swiglu, c->swiglu);
         }
     }
-    if (known->heads == 0) {
+    if (known->heads == 0 && !sam) {
         if (json_object_get(json, "num_attention_heads") != NULL &&
             agglo_json_get_int(json, "num_attention_heads", 1, 1024, &heads, err) != AGGLO_OK) {
             return err->status;
@@ -339,7 +384,7 @@ static agglo_status read_triple(const json_t *root, const char *key, float out[3
 }
 
 /* config.json and preprocessor_config.json, where they are. */
-static agglo_status read_json(const agglo_weights *weights, const agglo_layout *layout, const agglo_teacher_config *c,
+static agglo_status read_json(const agglo_weights *weights, const agglo_layout *layout, agglo_teacher_config *c,
                               facts *known, agglo_err *err)
 {
     json_t *json = NULL;
@@ -414,7 +459,13 @@ agglo_status agglo_teacher_recognise_in(const agglo_weights *weights, const aggl
             known.has_act = true;
         }
     }
-    out->heads = known.heads != 0 ? known.heads : agglo_teacher_heads_of(out->family, out->dim);
+    if (out->heads != 0 && known.heads != 0 && known.heads != out->heads) { /* a layout whose shapes tell */
+        disagree(err, "heads", known.heads, out->heads);
+        return agglo_at(err, "%s", path);
+    }
+    if (out->heads == 0) {
+        out->heads = known.heads != 0 ? known.heads : agglo_teacher_heads_of(out->family, out->dim);
+    }
     if (known.norm_eps > 0.0) {
         out->norm_eps = (float)known.norm_eps;
     }
@@ -450,8 +501,7 @@ agglo_status agglo_teacher_recognise(const agglo_weights *weights, const char *a
     const agglo_layout *layout = agglo_layout_find(weights, &prefix);
 
     if (layout == NULL) {
-        agglo_fail(err, AGGLO_E_UNSUPPORTED,
-                   "no tensor names of a known teacher (CLIP or DINOv2 in transformers' layout)");
+        agglo_fail(err, AGGLO_E_UNSUPPORTED, "no tensor names of a known teacher (CLIP, DINOv2 or SAM)");
         agglo_at(err, "%s", agglo_weights_path(weights));
     } else {
         agglo_teacher_recognise_in(weights, layout, prefix, arch, out, err);

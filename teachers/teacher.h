@@ -1,4 +1,4 @@
-/* Teachers: the encoders of published CLIP and DINOv2 checkpoints, recognised from what a file says of itself.
+/* Teachers: the encoders of published CLIP, DINOv2 and SAM checkpoints, recognised from what a file says of itself.
  *
  * Weights are safetensors in transformers' layout (CLIPModel, CLIPVisionModel[WithProjection], Dinov2Model, Dinov2WithRegistersModel;
  * F32, F16, BF16). Shapes come from the tensors; heads, activation and epsilon from the first of these that says them: the file's
@@ -8,6 +8,8 @@
  *
  *     summary  CLIP: the class token behind the final norm and the projection;  DINOv2: the class token behind the final norm
  *     spatial  the patch tokens behind the final norm, [height / patch, width / patch, dim]
+ * and of SAM: spatial  the tokens of the last block, before the neck; [..., neck channels] behind it by option
+ *             summary  the mean of the last block's tokens, [dim], with the neck too
  */
 #ifndef AGGLO_TEACHERS_TEACHER_H
 #define AGGLO_TEACHERS_TEACHER_H
@@ -33,6 +35,7 @@ typedef struct agglo_teacher_options {
     int max_batch;
     bool preproj;     /* CLIP: summary before the projection (after the final norm) */
     bool spatial_raw; /* CLIP: spatial tokens before the final norm */
+    bool neck;        /* SAM: spatial behind the neck */
     agglo_pos_interp pos_interp;
 } agglo_teacher_options;
 
