@@ -9,39 +9,46 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CLIP_MEAN                                                                                                      \
-    {0.48145466f, 0.4578275f, 0.40821073f},                                                                            \
-    {                                                                                                                  \
-        0.26862954f, 0.26130258f, 0.27577711f                                                                          \
-    }
-#define IMAGENET_MEAN                                                                                                  \
-    {0.485f, 0.456f, 0.406f},                                                                                          \
-    {                                                                                                                  \
-        0.229f, 0.224f, 0.225f                                                                                         \
-    }
+/* mean, std, fit, filter */
+#define CLIP_PIXELS(fit)                                                                                               \
+    {0.48145466f, 0.4578275f, 0.40821073f}, {0.26862954f, 0.26130258f, 0.27577711f}, fit, AGGLO_BICUBIC
+#define IMAGENET_PIXELS {0.485f, 0.456f, 0.406f}, {0.229f, 0.224f, 0.225f}, AGGLO_FIT_CROP, AGGLO_BICUBIC
 
-/* B and L are known from OpenAI (QuickGELU), the larger ones from LAION-2B (GELU). */
+/* B and L are known from OpenAI (QuickGELU), the larger ones from LAION-2B (GELU), B/32 at 256 from DataComp (GELU), H/14 at 378 from DFN (QuickGELU,
+ * squashed pictures). An architecture at another image size follows the one it is derived from. */
 static const agglo_teacher_config archs[] = {
-    {"clip", "clip-vit-base-32", 768, 12, 12, 3072, 32, 224, 512, 0, AGGLO_ACT_QUICK_GELU, false, 1e-5f, CLIP_MEAN},
-    {"clip", "clip-vit-base-16", 768, 12, 12, 3072, 16, 224, 512, 0, AGGLO_ACT_QUICK_GELU, false, 1e-5f, CLIP_MEAN},
-    {"clip", "clip-vit-large-14", 1024, 24, 16, 4096, 14, 224, 768, 0, AGGLO_ACT_QUICK_GELU, false, 1e-5f, CLIP_MEAN},
-    {"clip", "clip-vit-huge-14", 1280, 32, 16, 5120, 14, 224, 1024, 0, AGGLO_ACT_GELU, false, 1e-5f, CLIP_MEAN},
-    {"clip", "clip-vit-giant-14", 1408, 40, 16, 6144, 14, 224, 1024, 0, AGGLO_ACT_GELU, false, 1e-5f, CLIP_MEAN},
-    {"clip", "clip-vit-bigg-14", 1664, 48, 16, 8192, 14, 224, 1280, 0, AGGLO_ACT_GELU, false, 1e-5f, CLIP_MEAN},
-    {"dinov2", "dinov2-small", 384, 12, 6, 1536, 14, 518, 0, 0, AGGLO_ACT_GELU, false, 1e-6f, IMAGENET_MEAN},
-    {"dinov2", "dinov2-base", 768, 12, 12, 3072, 14, 518, 0, 0, AGGLO_ACT_GELU, false, 1e-6f, IMAGENET_MEAN},
-    {"dinov2", "dinov2-large", 1024, 24, 16, 4096, 14, 518, 0, 0, AGGLO_ACT_GELU, false, 1e-6f, IMAGENET_MEAN},
-    {"dinov2", "dinov2-giant", 1536, 40, 24, 4096, 14, 518, 0, 0, AGGLO_ACT_GELU, true, 1e-6f, IMAGENET_MEAN},
-    {"dinov2", "dinov2-small-reg", 384, 12, 6, 1536, 14, 518, 0, 4, AGGLO_ACT_GELU, false, 1e-6f, IMAGENET_MEAN},
-    {"dinov2", "dinov2-base-reg", 768, 12, 12, 3072, 14, 518, 0, 4, AGGLO_ACT_GELU, false, 1e-6f, IMAGENET_MEAN},
-    {"dinov2", "dinov2-large-reg", 1024, 24, 16, 4096, 14, 518, 0, 4, AGGLO_ACT_GELU, false, 1e-6f, IMAGENET_MEAN},
-    {"dinov2", "dinov2-giant-reg", 1536, 40, 24, 4096, 14, 518, 0, 4, AGGLO_ACT_GELU, true, 1e-6f, IMAGENET_MEAN},
+    {"clip", "clip-vit-base-32", 768, 12, 12, 3072, 32, 224, 512, 0, AGGLO_ACT_QUICK_GELU, false, 1e-5f,
+     CLIP_PIXELS(AGGLO_FIT_CROP)},
+    {"clip", "clip-vit-base-32-256", 768, 12, 12, 3072, 32, 256, 512, 0, AGGLO_ACT_GELU, false, 1e-5f,
+     CLIP_PIXELS(AGGLO_FIT_CROP)},
+    {"clip", "clip-vit-base-16", 768, 12, 12, 3072, 16, 224, 512, 0, AGGLO_ACT_QUICK_GELU, false, 1e-5f,
+     CLIP_PIXELS(AGGLO_FIT_CROP)},
+    {"clip", "clip-vit-large-14", 1024, 24, 16, 4096, 14, 224, 768, 0, AGGLO_ACT_QUICK_GELU, false, 1e-5f,
+     CLIP_PIXELS(AGGLO_FIT_CROP)},
+    {"clip", "clip-vit-large-14-336", 1024, 24, 16, 4096, 14, 336, 768, 0, AGGLO_ACT_QUICK_GELU, false, 1e-5f,
+     CLIP_PIXELS(AGGLO_FIT_CROP)},
+    {"clip", "clip-vit-huge-14", 1280, 32, 16, 5120, 14, 224, 1024, 0, AGGLO_ACT_GELU, false, 1e-5f,
+     CLIP_PIXELS(AGGLO_FIT_CROP)},
+    {"clip", "clip-vit-huge-14-378", 1280, 32, 16, 5120, 14, 378, 1024, 0, AGGLO_ACT_QUICK_GELU, false, 1e-5f,
+     CLIP_PIXELS(AGGLO_FIT_SQUASH)},
+    {"clip", "clip-vit-giant-14", 1408, 40, 16, 6144, 14, 224, 1024, 0, AGGLO_ACT_GELU, false, 1e-5f,
+     CLIP_PIXELS(AGGLO_FIT_CROP)},
+    {"clip", "clip-vit-bigg-14", 1664, 48, 16, 8192, 14, 224, 1280, 0, AGGLO_ACT_GELU, false, 1e-5f,
+     CLIP_PIXELS(AGGLO_FIT_CROP)},
+    {"dinov2", "dinov2-small", 384, 12, 6, 1536, 14, 518, 0, 0, AGGLO_ACT_GELU, false, 1e-6f, IMAGENET_PIXELS},
+    {"dinov2", "dinov2-base", 768, 12, 12, 3072, 14, 518, 0, 0, AGGLO_ACT_GELU, false, 1e-6f, IMAGENET_PIXELS},
+    {"dinov2", "dinov2-large", 1024, 24, 16, 4096, 14, 518, 0, 0, AGGLO_ACT_GELU, false, 1e-6f, IMAGENET_PIXELS},
+    {"dinov2", "dinov2-giant", 1536, 40, 24, 4096, 14, 518, 0, 0, AGGLO_ACT_GELU, true, 1e-6f, IMAGENET_PIXELS},
+    {"dinov2", "dinov2-small-reg", 384, 12, 6, 1536, 14, 518, 0, 4, AGGLO_ACT_GELU, false, 1e-6f, IMAGENET_PIXELS},
+    {"dinov2", "dinov2-base-reg", 768, 12, 12, 3072, 14, 518, 0, 4, AGGLO_ACT_GELU, false, 1e-6f, IMAGENET_PIXELS},
+    {"dinov2", "dinov2-large-reg", 1024, 24, 16, 4096, 14, 518, 0, 4, AGGLO_ACT_GELU, false, 1e-6f, IMAGENET_PIXELS},
+    {"dinov2", "dinov2-giant-reg", 1536, 40, 24, 4096, 14, 518, 0, 4, AGGLO_ACT_GELU, true, 1e-6f, IMAGENET_PIXELS},
 };
 
 /* What a family is before its fields are set. */
 static const agglo_teacher_config families[] = {
-    {"clip", "", 64, 2, 1, 256, 8, 64, 64, 0, AGGLO_ACT_GELU, false, 1e-5f, CLIP_MEAN},
-    {"dinov2", "", 64, 2, 1, 256, 8, 64, 0, 0, AGGLO_ACT_GELU, false, 1e-6f, IMAGENET_MEAN},
+    {"clip", "", 64, 2, 1, 256, 8, 64, 64, 0, AGGLO_ACT_GELU, false, 1e-5f, CLIP_PIXELS(AGGLO_FIT_CROP)},
+    {"dinov2", "", 64, 2, 1, 256, 8, 64, 0, 0, AGGLO_ACT_GELU, false, 1e-6f, IMAGENET_PIXELS},
 };
 
 static const agglo_teacher_config *find(const char *name)
@@ -177,19 +184,38 @@ agglo_status agglo_teacher_set(agglo_teacher_config *config, const char *field, 
                : agglo_fail(err, AGGLO_E_CONFIG, "unknown field \"%.32s\" of a %s teacher", field, config->family);
 }
 
-/* The registered architecture with these shapes, NULL if there is none. */
+static bool shapes_equal(const agglo_teacher_config *a, const agglo_teacher_config *c)
+{
+    return strcmp(a->family, c->family) == 0 && a->dim == c->dim && a->depth == c->depth && a->mlp_dim == c->mlp_dim &&
+           a->patch == c->patch && a->registers == c->registers && a->swiglu == c->swiglu && a->heads == c->heads &&
+           (c->proj == 0 || a->proj == c->proj);
+}
+
+/* The registered architecture with these shapes, that with this image before the first; NULL if there is none. */
 static const agglo_teacher_config *same_shapes(const agglo_teacher_config *c)
 {
-    for (size_t i = 0; i < AGGLO_COUNT(archs); i++) {
-        const agglo_teacher_config *a = &archs[i];
+    const agglo_teacher_config *first = NULL;
 
-        if (strcmp(a->family, c->family) == 0 && a->dim == c->dim && a->depth == c->depth && a->mlp_dim == c->mlp_dim &&
-            a->patch == c->patch && a->registers == c->registers && a->swiglu == c->swiglu && a->heads == c->heads &&
-            (c->proj == 0 || a->proj == c->proj)) {
-            return a;
+    for (size_t i = 0; i < AGGLO_COUNT(archs); i++) {
+        if (shapes_equal(&archs[i], c)) {
+            if (archs[i].image == c->image) {
+                return &archs[i];
+            }
+            first = first == NULL ? &archs[i] : first;
         }
     }
-    return NULL;
+    return first;
+}
+
+/* Another one stands before it in the table with the same shapes: the name is that of its image size. */
+static bool named_by_image(const agglo_teacher_config *known)
+{
+    for (size_t i = 0; i < AGGLO_COUNT(archs); i++) {
+        if (shapes_equal(&archs[i], known)) {
+            return archs[i].image != known->image;
+        }
+    }
+    return false;
 }
 
 agglo_status agglo_teacher_check(agglo_teacher_config *config, agglo_err *err)
@@ -268,6 +294,7 @@ agglo_status agglo_teacher_matches(const agglo_teacher_config *config, const cha
             {"mlp_dim", config->mlp_dim, known.mlp_dim},
             {"proj", config->proj, config->proj > 0 ? known.proj : 0},
             {"registers", config->registers, known.registers},
+            {"image", config->image, named_by_image(&known) ? known.image : config->image},
         };
 
         for (size_t i = 0; i < AGGLO_COUNT(shapes); i++) {

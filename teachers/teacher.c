@@ -1,18 +1,16 @@
 /* Teachers: opening a checkpoint as an encoder; see teacher.h. */
 #include "teachers/teacher.h"
 
+#include "teachers/recognise_impl.h"
 #include "teachers/vit_encoder_impl.h"
 
 #include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 typedef struct teacher {
-    agglo_teacher_config config;
+    agglo_teacher_file file;
     agglo_vit_encoder *vit;
-    char **unknown; /* names of tensors that are neither used nor known */
-    size_t n_unknown;
 } teacher;
 
 agglo_teacher_options agglo_teacher_options_default(void)
@@ -34,10 +32,7 @@ static void teacher_free(void *self)
         return;
     }
     agglo_vit_encoder_free(t->vit);
-    for (size_t i = 0; i < t->n_unknown; i++) {
-        agglo_free(t->unknown[i]);
-    }
-    agglo_free(t->unknown);
+    agglo_teacher_file_clear(&t->file);
     agglo_free(t);
 }
 
@@ -47,21 +42,9 @@ static const teacher *teacher_of(const agglo_encoder *encoder)
     return (const teacher *)encoder->self;
 }
 
-const agglo_teacher_config *agglo_teacher_config_of(const agglo_encoder *encoder)
+const agglo_teacher_file *agglo_teacher_file_of(const agglo_encoder *encoder)
 {
-    return &teacher_of(encoder)->config;
-}
-
-size_t agglo_teacher_unknown_count(const agglo_encoder *encoder)
-{
-    return teacher_of(encoder)->n_unknown;
-}
-
-const char *agglo_teacher_unknown_at(const agglo_encoder *encoder, size_t i)
-{
-    const teacher *t = teacher_of(encoder);
-
-    return i < t->n_unknown ? t->unknown[i] : NULL;
+    return &teacher_of(encoder)->file;
 }
 
 int agglo_teacher_plans(const agglo_encoder *encoder)
@@ -69,48 +52,9 @@ int agglo_teacher_plans(const agglo_encoder *encoder)
     return agglo_vit_encoder_plans(teacher_of(encoder)->vit);
 }
 
-static int by_name(const void *a, const void *b)
-{
-    return strcmp(((const agglo_layout_tensor *)a)->name, ((const agglo_layout_tensor *)b)->name);
-}
-
-/* Names in the file that the layout does not explain. Sorts `tensors`. */
-static agglo_status list_unknown(teacher *t, const agglo_weights *weights, const agglo_layout *layout,
-                                 agglo_layout_tensor *tensors, size_t n_tensors, agglo_err *err)
-{
-    size_t n = agglo_weights_count(weights);
-
-    t->unknown = (char **)agglo_alloc(n, sizeof *t->unknown, err);
-    if (t->unknown == NULL) {
-        return err->status;
-    }
-    qsort(tensors, n_tensors, sizeof *tensors, by_name);
-    for (size_t i = 0; i < n; i++) {
-        const char *name = agglo_weights_at(weights, i)->name;
-        agglo_layout_tensor key = {0};
-        bool known = false;
-
-        if (strlen(name) < sizeof key.name) {
-            memcpy(key.name, name, strlen(name));
-            known = bsearch(&key, tensors, n_tensors, sizeof *tensors, by_name) != NULL;
-        }
-        for (const char *const *p = layout->ignored; !known && *p != NULL; p++) {
-            known = strncmp(name, *p, strlen(*p)) == 0;
-        }
-        if (!known) {
-            t->unknown[t->n_unknown] = agglo_strdup(name, err);
-            if (t->unknown[t->n_unknown] == NULL) {
-                return err->status;
-            }
-            t->n_unknown++;
-        }
-    }
-    return AGGLO_OK;
-}
-
 /* Options against the model; the encoder's configuration with the position rule settled. */
-static agglo_status configure(agglo_vit_encoder_config *c, const agglo_teacher_options *options, bool *hub,
-                              agglo_err *err)
+static agglo_status configure(agglo_vit_encoder_config *c, const agglo_teacher_options *options, bool hub_layout,
+                              bool *hub, agglo_err *err)
 {
     const agglo_teacher_config *m = &c->model;
     bool clip = strcmp(m->family, "clip") == 0;
@@ -126,15 +70,14 @@ static agglo_status configure(agglo_vit_encoder_config *c, const agglo_teacher_o
         return agglo_fail(err, AGGLO_E_CONFIG, "batch %d is not from 1 to 65536", options->max_batch);
     }
     if (clip && m->proj == 0 && !options->preproj) {
-        return agglo_fail(err, AGGLO_E_CONFIG,
-                          "there is no visual_projection.weight: only summary \"preproj\" is possible");
+        return agglo_fail(err, AGGLO_E_CONFIG, "the weights have no projection: only summary \"preproj\" is possible");
     }
     if (!clip && (options->preproj || options->spatial_raw)) {
         return agglo_fail(err, AGGLO_E_CONFIG, "%s is an option of clip teachers, this one is %s",
                           options->preproj ? "summary \"preproj\"" : "spatial_norm", m->arch);
     }
-    /* the layouts read so far are all transformers' */
-    *hub = options->pos_interp == AGGLO_POS_INTERP_HUB || (options->pos_interp == AGGLO_POS_INTERP_AUTO && clip);
+    *hub = options->pos_interp == AGGLO_POS_INTERP_HUB ||
+           (options->pos_interp == AGGLO_POS_INTERP_AUTO && (clip || hub_layout));
     if (clip) {
         c->rule = *hub ? AGGLO_POS_ANTIALIAS : AGGLO_POS_PLAIN;
     } else if (m->registers > 0) {
@@ -170,8 +113,8 @@ static void describe(agglo_encoder_info *info, const agglo_vit_encoder_config *c
     info->preprocess.size = size;
     /* CLIP: short side straight to size; DINOv2: 256 for a crop of 224 */
     info->preprocess.resize_to = clip ? size : (int)lround((double)size * 256.0 / 224.0);
-    info->preprocess.fit = AGGLO_FIT_CROP;
-    info->preprocess.filter = AGGLO_BICUBIC;
+    info->preprocess.fit = m->fit;
+    info->preprocess.filter = m->filter;
     memcpy(info->preprocess.mean, m->mean, sizeof m->mean);
     memcpy(info->preprocess.std, m->std, sizeof m->std);
     /* what neither the weights' hash nor the input's size tell */
@@ -188,48 +131,30 @@ static void describe(agglo_encoder_info *info, const agglo_vit_encoder_config *c
     AGGLO_ASSERT((size_t)used < sizeof info->options);
 }
 
-agglo_status agglo_teacher_open(agglo_encoder *out, agglo_backend *backend, const agglo_teacher_options *options,
-                                agglo_err *err)
+agglo_status agglo_teacher_open_weights(agglo_encoder *out, agglo_backend *backend, agglo_weights *weights,
+                                        const agglo_teacher_options *options, agglo_err *err)
 {
-    agglo_weights *weights = NULL;
     agglo_layout_tensor *tensors = NULL;
     agglo_vit_encoder_config config = {0};
-    const agglo_layout *layout;
-    const char *prefix = NULL;
-    teacher *t = NULL;
+    teacher *t = (teacher *)agglo_alloc(1, sizeof *t, err);
+    agglo_layout_found found;
     agglo_sha256 sha;
     size_t n_tensors = 0;
     bool hub = false;
 
     *out = (agglo_encoder){0};
-    if (agglo_weights_open(&weights, options->weights, err) != AGGLO_OK) {
+    if (t == NULL || agglo_layout_find(weights, &found, err) != AGGLO_OK ||
+        agglo_teacher_recognise_in(weights, &found, options->arch, options->act, &t->file, &tensors, &n_tensors, err) !=
+            AGGLO_OK) {
         goto fail;
     }
-    layout = agglo_layout_find(weights, &prefix);
-    if (layout == NULL) {
-        agglo_fail(err, AGGLO_E_UNSUPPORTED,
-                   "no tensor names of a known teacher (CLIP or DINOv2 in transformers' layout)");
+    config.model = t->file.config;
+    if (configure(&config, options, t->file.hub, &hub, err) != AGGLO_OK ||
+        agglo_vit_encoder_new(&t->vit, backend, &config, weights, tensors, n_tensors, err) != AGGLO_OK) {
         agglo_at(err, "%s", agglo_weights_path(weights));
         goto fail;
     }
-    if (agglo_teacher_recognise_in(weights, layout, prefix, options->arch, &config.model, err) != AGGLO_OK) {
-        goto fail;
-    }
-    if (configure(&config, options, &hub, err) != AGGLO_OK) {
-        agglo_at(err, "%s", agglo_weights_path(weights));
-        goto fail;
-    }
-    t = (teacher *)agglo_alloc(1, sizeof *t, err);
-    if (t == NULL || agglo_layout_expand(layout, &config.model, prefix, &tensors, &n_tensors, err) != AGGLO_OK) {
-        goto fail;
-    }
-    t->config = config.model;
-    if (agglo_vit_encoder_new(&t->vit, backend, &config, weights, tensors, n_tensors, err) != AGGLO_OK) {
-        agglo_at(err, "%s", agglo_weights_path(weights));
-        goto fail;
-    }
-    if (list_unknown(t, weights, layout, tensors, n_tensors, err) != AGGLO_OK ||
-        agglo_weights_fingerprint(weights, &sha, err) != AGGLO_OK) {
+    if (agglo_weights_fingerprint(weights, &sha, err) != AGGLO_OK) {
         goto fail;
     }
     describe(&out->info, &config, options, hub);
@@ -238,11 +163,23 @@ agglo_status agglo_teacher_open(agglo_encoder *out, agglo_backend *backend, cons
     out->encode = encode;
     out->free = teacher_free;
     agglo_free(tensors);
-    agglo_weights_close(weights);
     return AGGLO_OK;
 fail:
     teacher_free(t);
     agglo_free(tensors);
-    agglo_weights_close(weights);
     return agglo_doing(err, "cannot open teacher");
+}
+
+agglo_status agglo_teacher_open(agglo_encoder *out, agglo_backend *backend, const agglo_teacher_options *options,
+                                agglo_err *err)
+{
+    agglo_weights *weights = NULL;
+
+    *out = (agglo_encoder){0};
+    if (agglo_weights_open(&weights, options->weights, err) != AGGLO_OK) {
+        return agglo_doing(err, "cannot open teacher");
+    }
+    agglo_teacher_open_weights(out, backend, weights, options, err);
+    agglo_weights_close(weights);
+    return err->status;
 }

@@ -12,13 +12,23 @@ static void published_sizes(void **state)
         int size;
         double gmac;
     } table[] = {
-        {"clip-vit-base-32", 87849216, 224, 4.41},      {"clip-vit-base-16", 86192640, 224, 17.56},
-        {"clip-vit-large-14", 303966208, 224, 81.01},   {"clip-vit-huge-14", 632076800, 224, 167.30},
-        {"clip-vit-giant-14", 1012645632, 224, 267.03}, {"clip-vit-bigg-14", 1844907264, 224, 483.75},
-        {"dinov2-small", 22056576, 224, 6.12},          {"dinov2-base", 86580480, 518, 151.57},
-        {"dinov2-large", 304368640, 224, 81.01},        {"dinov2-giant", 1136480768, 224, 299.39},
-        {"dinov2-small-reg", 22058112, 224, 6.23},      {"dinov2-base-reg", 86583552, 518, 152.12},
-        {"dinov2-large-reg", 304372736, 518, 508.55},   {"dinov2-giant-reg", 1136486912, 518, 1789.22},
+        {"clip-vit-base-32", 87849216, 224, 4.41},
+        {"clip-vit-base-32-256", 87860736, 256, 5.75},
+        {"clip-vit-base-16", 86192640, 224, 17.56},
+        {"clip-vit-large-14", 303966208, 224, 81.01},
+        {"clip-vit-large-14-336", 304293888, 336, 190.96},
+        {"clip-vit-huge-14", 632076800, 224, 167.30},
+        {"clip-vit-huge-14-378", 632682240, 378, 503.48},
+        {"clip-vit-giant-14", 1012645632, 224, 267.03},
+        {"clip-vit-bigg-14", 1844907264, 224, 483.75},
+        {"dinov2-small", 22056576, 224, 6.12},
+        {"dinov2-base", 86580480, 518, 151.57},
+        {"dinov2-large", 304368640, 224, 81.01},
+        {"dinov2-giant", 1136480768, 224, 299.39},
+        {"dinov2-small-reg", 22058112, 224, 6.23},
+        {"dinov2-base-reg", 86583552, 518, 152.12},
+        {"dinov2-large-reg", 304372736, 518, 508.55},
+        {"dinov2-giant-reg", 1136486912, 518, 1789.22},
     };
     agglo_err err = {0};
     size_t n = 0;
