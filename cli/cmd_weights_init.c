@@ -98,7 +98,8 @@ static agglo_status unknown(const char *arch, agglo_err *err)
     nearest = agglo_nearest(arch, names, n);
     return nearest != NULL
                ? agglo_fail(err, AGGLO_E_CONFIG, "unknown architecture '%s', did you mean '%s'?", arch, nearest)
-               : agglo_fail(err, AGGLO_E_CONFIG, "unknown architecture '%s'; families are clip, dinov2, sam and vit", arch);
+               : agglo_fail(err, AGGLO_E_CONFIG, "unknown architecture '%s'; families are clip, dinov2, sam and vit",
+                            arch);
 }
 
 static agglo_status run(agglo_cli *cli, agglo_err *err)

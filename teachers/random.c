@@ -125,7 +125,7 @@ agglo_status agglo_teacher_write_random(const agglo_teacher_config *config, uint
                                         agglo_err *err)
 {
     agglo_teacher_config c = *config;
-    const agglo_layout *layout = agglo_layout_of_family(c.family);
+    agglo_layout_found where;
     agglo_layout_tensor *tensors = NULL;
     agglo_st_writer *writer = NULL;
     agglo_pool *pool = NULL;
@@ -133,9 +133,8 @@ agglo_status agglo_teacher_write_random(const agglo_teacher_config *config, uint
     metadata texts;
     size_t n = 0, n_values = 0, used = 0;
 
-    AGGLO_ASSERT(layout != NULL);
-    if (agglo_teacher_check(&c, err) != AGGLO_OK ||
-        agglo_layout_expand(layout, &c, layout->prefixes[0], &tensors, &n, err) != AGGLO_OK ||
+    agglo_layout_of_family(c.family, &where);
+    if (agglo_teacher_check(&c, err) != AGGLO_OK || agglo_layout_expand(&where, &c, &tensors, &n, err) != AGGLO_OK ||
         agglo_st_writer_new(&writer, err) != AGGLO_OK || agglo_pool_new(&pool, 0, err) != AGGLO_OK) {
         goto fail;
     }

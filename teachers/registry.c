@@ -10,52 +10,58 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CLIP_MEAN                                                                                                      \
-    {0.48145466f, 0.4578275f, 0.40821073f},                                                                            \
+/* mean, std, fit, filter; then SAM's own */
+#define CLIP_PIXELS(fit)                                                                                               \
+    {0.48145466f, 0.4578275f, 0.40821073f}, {0.26862954f, 0.26130258f, 0.27577711f}, fit, AGGLO_BICUBIC, 0, 0,         \
     {                                                                                                                  \
-        0.26862954f, 0.26130258f, 0.27577711f                                                                          \
+        0                                                                                                              \
     }
 #define IMAGENET_MEAN                                                                                                  \
     {0.485f, 0.456f, 0.406f},                                                                                          \
     {                                                                                                                  \
         0.229f, 0.224f, 0.225f                                                                                         \
     }
-
-/* Pixels, and no fields of SAM's. */
-#define CLIP_REST                                                                                                      \
-    CLIP_MEAN, 0, 0,                                                                                                   \
+#define IMAGENET_PIXELS                                                                                                \
+    IMAGENET_MEAN, AGGLO_FIT_CROP, AGGLO_BICUBIC, 0, 0,                                                                \
     {                                                                                                                  \
         0                                                                                                              \
     }
-#define DINOV2_REST                                                                                                    \
-    IMAGENET_MEAN, 0, 0,                                                                                               \
-    {                                                                                                                  \
-        0                                                                                                              \
-    }
-
-/* Windows of 14 but in four blocks (of the first 32), a neck of 256. */
+/* window, neck, and four global blocks of the first 32 */
 #define SAM_REST(a, b, c, d)                                                                                           \
-    IMAGENET_MEAN, 14, 256,                                                                                            \
+    IMAGENET_MEAN, AGGLO_FIT_PAD, AGGLO_BILINEAR, 14, 256,                                                             \
     {                                                                                                                  \
         1u << (a) | 1u << (b) | 1u << (c) | 1u << (d)                                                                  \
     }
 
-/* B and L are known from OpenAI (QuickGELU), the larger ones from LAION-2B (GELU). */
+/* B and L are known from OpenAI (QuickGELU), the larger ones from LAION-2B (GELU), B/32 at 256 from DataComp (GELU), H/14 at 378 from DFN (QuickGELU,
+ * squashed pictures). An architecture at another image size follows the one it is derived from. */
 static const agglo_teacher_config archs[] = {
-    {"clip", "clip-vit-base-32", 768, 12, 12, 3072, 32, 224, 512, 0, AGGLO_ACT_QUICK_GELU, false, 1e-5f, CLIP_REST},
-    {"clip", "clip-vit-base-16", 768, 12, 12, 3072, 16, 224, 512, 0, AGGLO_ACT_QUICK_GELU, false, 1e-5f, CLIP_REST},
-    {"clip", "clip-vit-large-14", 1024, 24, 16, 4096, 14, 224, 768, 0, AGGLO_ACT_QUICK_GELU, false, 1e-5f, CLIP_REST},
-    {"clip", "clip-vit-huge-14", 1280, 32, 16, 5120, 14, 224, 1024, 0, AGGLO_ACT_GELU, false, 1e-5f, CLIP_REST},
-    {"clip", "clip-vit-giant-14", 1408, 40, 16, 6144, 14, 224, 1024, 0, AGGLO_ACT_GELU, false, 1e-5f, CLIP_REST},
-    {"clip", "clip-vit-bigg-14", 1664, 48, 16, 8192, 14, 224, 1280, 0, AGGLO_ACT_GELU, false, 1e-5f, CLIP_REST},
-    {"dinov2", "dinov2-small", 384, 12, 6, 1536, 14, 518, 0, 0, AGGLO_ACT_GELU, false, 1e-6f, DINOV2_REST},
-    {"dinov2", "dinov2-base", 768, 12, 12, 3072, 14, 518, 0, 0, AGGLO_ACT_GELU, false, 1e-6f, DINOV2_REST},
-    {"dinov2", "dinov2-large", 1024, 24, 16, 4096, 14, 518, 0, 0, AGGLO_ACT_GELU, false, 1e-6f, DINOV2_REST},
-    {"dinov2", "dinov2-giant", 1536, 40, 24, 4096, 14, 518, 0, 0, AGGLO_ACT_GELU, true, 1e-6f, DINOV2_REST},
-    {"dinov2", "dinov2-small-reg", 384, 12, 6, 1536, 14, 518, 0, 4, AGGLO_ACT_GELU, false, 1e-6f, DINOV2_REST},
-    {"dinov2", "dinov2-base-reg", 768, 12, 12, 3072, 14, 518, 0, 4, AGGLO_ACT_GELU, false, 1e-6f, DINOV2_REST},
-    {"dinov2", "dinov2-large-reg", 1024, 24, 16, 4096, 14, 518, 0, 4, AGGLO_ACT_GELU, false, 1e-6f, DINOV2_REST},
-    {"dinov2", "dinov2-giant-reg", 1536, 40, 24, 4096, 14, 518, 0, 4, AGGLO_ACT_GELU, true, 1e-6f, DINOV2_REST},
+    {"clip", "clip-vit-base-32", 768, 12, 12, 3072, 32, 224, 512, 0, AGGLO_ACT_QUICK_GELU, false, 1e-5f,
+     CLIP_PIXELS(AGGLO_FIT_CROP)},
+    {"clip", "clip-vit-base-32-256", 768, 12, 12, 3072, 32, 256, 512, 0, AGGLO_ACT_GELU, false, 1e-5f,
+     CLIP_PIXELS(AGGLO_FIT_CROP)},
+    {"clip", "clip-vit-base-16", 768, 12, 12, 3072, 16, 224, 512, 0, AGGLO_ACT_QUICK_GELU, false, 1e-5f,
+     CLIP_PIXELS(AGGLO_FIT_CROP)},
+    {"clip", "clip-vit-large-14", 1024, 24, 16, 4096, 14, 224, 768, 0, AGGLO_ACT_QUICK_GELU, false, 1e-5f,
+     CLIP_PIXELS(AGGLO_FIT_CROP)},
+    {"clip", "clip-vit-large-14-336", 1024, 24, 16, 4096, 14, 336, 768, 0, AGGLO_ACT_QUICK_GELU, false, 1e-5f,
+     CLIP_PIXELS(AGGLO_FIT_CROP)},
+    {"clip", "clip-vit-huge-14", 1280, 32, 16, 5120, 14, 224, 1024, 0, AGGLO_ACT_GELU, false, 1e-5f,
+     CLIP_PIXELS(AGGLO_FIT_CROP)},
+    {"clip", "clip-vit-huge-14-378", 1280, 32, 16, 5120, 14, 378, 1024, 0, AGGLO_ACT_QUICK_GELU, false, 1e-5f,
+     CLIP_PIXELS(AGGLO_FIT_SQUASH)},
+    {"clip", "clip-vit-giant-14", 1408, 40, 16, 6144, 14, 224, 1024, 0, AGGLO_ACT_GELU, false, 1e-5f,
+     CLIP_PIXELS(AGGLO_FIT_CROP)},
+    {"clip", "clip-vit-bigg-14", 1664, 48, 16, 8192, 14, 224, 1280, 0, AGGLO_ACT_GELU, false, 1e-5f,
+     CLIP_PIXELS(AGGLO_FIT_CROP)},
+    {"dinov2", "dinov2-small", 384, 12, 6, 1536, 14, 518, 0, 0, AGGLO_ACT_GELU, false, 1e-6f, IMAGENET_PIXELS},
+    {"dinov2", "dinov2-base", 768, 12, 12, 3072, 14, 518, 0, 0, AGGLO_ACT_GELU, false, 1e-6f, IMAGENET_PIXELS},
+    {"dinov2", "dinov2-large", 1024, 24, 16, 4096, 14, 518, 0, 0, AGGLO_ACT_GELU, false, 1e-6f, IMAGENET_PIXELS},
+    {"dinov2", "dinov2-giant", 1536, 40, 24, 4096, 14, 518, 0, 0, AGGLO_ACT_GELU, true, 1e-6f, IMAGENET_PIXELS},
+    {"dinov2", "dinov2-small-reg", 384, 12, 6, 1536, 14, 518, 0, 4, AGGLO_ACT_GELU, false, 1e-6f, IMAGENET_PIXELS},
+    {"dinov2", "dinov2-base-reg", 768, 12, 12, 3072, 14, 518, 0, 4, AGGLO_ACT_GELU, false, 1e-6f, IMAGENET_PIXELS},
+    {"dinov2", "dinov2-large-reg", 1024, 24, 16, 4096, 14, 518, 0, 4, AGGLO_ACT_GELU, false, 1e-6f, IMAGENET_PIXELS},
+    {"dinov2", "dinov2-giant-reg", 1536, 40, 24, 4096, 14, 518, 0, 4, AGGLO_ACT_GELU, true, 1e-6f, IMAGENET_PIXELS},
     {"sam", "sam-vit-base", 768, 12, 12, 3072, 16, 1024, 0, 0, AGGLO_ACT_GELU, false, 1e-6f, SAM_REST(2, 5, 8, 11)},
     {"sam", "sam-vit-large", 1024, 24, 16, 4096, 16, 1024, 0, 0, AGGLO_ACT_GELU, false, 1e-6f, SAM_REST(5, 11, 17, 23)},
     {"sam", "sam-vit-huge", 1280, 32, 16, 5120, 16, 1024, 0, 0, AGGLO_ACT_GELU, false, 1e-6f, SAM_REST(7, 15, 23, 31)},
@@ -63,9 +69,27 @@ static const agglo_teacher_config archs[] = {
 
 /* What a family is before its fields are set. */
 static const agglo_teacher_config families[] = {
-    {"clip", "", 64, 2, 1, 256, 8, 64, 64, 0, AGGLO_ACT_GELU, false, 1e-5f, CLIP_REST},
-    {"dinov2", "", 64, 2, 1, 256, 8, 64, 0, 0, AGGLO_ACT_GELU, false, 1e-6f, DINOV2_REST},
-    {"sam", "", 64, 2, 1, 256, 8, 64, 0, 0, AGGLO_ACT_GELU, false, 1e-6f, IMAGENET_MEAN, 3, 32, {1u << 1}},
+    {"clip", "", 64, 2, 1, 256, 8, 64, 64, 0, AGGLO_ACT_GELU, false, 1e-5f, CLIP_PIXELS(AGGLO_FIT_CROP)},
+    {"dinov2", "", 64, 2, 1, 256, 8, 64, 0, 0, AGGLO_ACT_GELU, false, 1e-6f, IMAGENET_PIXELS},
+    {"sam",
+     "",
+     64,
+     2,
+     1,
+     256,
+     8,
+     64,
+     0,
+     0,
+     AGGLO_ACT_GELU,
+     false,
+     1e-6f,
+     IMAGENET_MEAN,
+     AGGLO_FIT_PAD,
+     AGGLO_BILINEAR,
+     3,
+     32,
+     {1u << 1}},
 };
 
 static const agglo_teacher_config *find(const char *name)
@@ -252,20 +276,67 @@ agglo_status agglo_teacher_set(agglo_teacher_config *config, const char *field, 
                : agglo_fail(err, AGGLO_E_CONFIG, "unknown field \"%.32s\" of a %s teacher", field, config->family);
 }
 
-/* The registered architecture with these shapes, NULL if there is none. */
+static bool shapes_equal(const agglo_teacher_config *a, const agglo_teacher_config *c)
+{
+    return strcmp(a->family, c->family) == 0 && a->dim == c->dim && a->depth == c->depth && a->mlp_dim == c->mlp_dim &&
+           a->patch == c->patch && a->registers == c->registers && a->swiglu == c->swiglu && a->heads == c->heads &&
+           (c->proj == 0 || a->proj == c->proj) && a->window == c->window && (c->neck == 0 || a->neck == c->neck) &&
+           memcmp(a->global_layers, c->global_layers, sizeof a->global_layers) == 0;
+}
+
+/* The registered architecture with these shapes, that with this image before the first; NULL if there is none. */
 static const agglo_teacher_config *same_shapes(const agglo_teacher_config *c)
 {
-    for (size_t i = 0; i < AGGLO_COUNT(archs); i++) {
-        const agglo_teacher_config *a = &archs[i];
+    const agglo_teacher_config *first = NULL;
 
-        if (strcmp(a->family, c->family) == 0 && a->dim == c->dim && a->depth == c->depth && a->mlp_dim == c->mlp_dim &&
-            a->patch == c->patch && a->registers == c->registers && a->swiglu == c->swiglu && a->heads == c->heads &&
-            (c->proj == 0 || a->proj == c->proj) && a->window == c->window && (c->neck == 0 || a->neck == c->neck) &&
-            memcmp(a->global_layers, c->global_layers, sizeof a->global_layers) == 0) {
-            return a;
+    for (size_t i = 0; i < AGGLO_COUNT(archs); i++) {
+        if (shapes_equal(&archs[i], c)) {
+            if (archs[i].image == c->image) {
+                return &archs[i];
+            }
+            first = first == NULL ? &archs[i] : first;
         }
     }
-    return NULL;
+    return first;
+}
+
+/* Another one stands before it in the table with the same shapes: the name is that of its image size. */
+static bool named_by_image(const agglo_teacher_config *known)
+{
+    for (size_t i = 0; i < AGGLO_COUNT(archs); i++) {
+        if (shapes_equal(&archs[i], known)) {
+            return archs[i].image != known->image;
+        }
+    }
+    return false;
+}
+
+/* Global blocks exist, and are SAM's alone; all of them and a window of 0 go together. */
+static agglo_status check_global(agglo_teacher_config *config, agglo_err *err)
+{
+    bool sam = strcmp(config->family, "sam") == 0;
+    int n_global = 0;
+
+    for (int i = 0; i < AGGLO_TEACHER_MOST_DEPTH; i++) {
+        if (sam && config->window == 0 && i < config->depth) {
+            set_global(config, i);
+        }
+        if (!agglo_teacher_is_global(config, i)) {
+            continue;
+        }
+        if (!sam) {
+            return agglo_fail(err, AGGLO_E_CONFIG, "a %s teacher has no global_layers", config->family);
+        }
+        if (i >= config->depth) {
+            return agglo_fail(err, AGGLO_E_CONFIG, "global_layers names block %d, the last one is %d", i,
+                              config->depth - 1);
+        }
+        n_global++;
+    }
+    if (n_global == config->depth) {
+        config->window = 0;
+    }
+    return AGGLO_OK;
 }
 
 agglo_status agglo_teacher_check(agglo_teacher_config *config, agglo_err *err)
@@ -287,7 +358,6 @@ agglo_status agglo_teacher_check(agglo_teacher_config *config, agglo_err *err)
         {"neck", config->neck, 0, sam ? 4096 : 0},
     };
     const agglo_teacher_config *known;
-    int n_global = 0;
 
     for (size_t i = 0; i < AGGLO_COUNT(limits); i++) {
         if (limits[i].value < limits[i].min || limits[i].value > limits[i].max) {
@@ -304,22 +374,8 @@ agglo_status agglo_teacher_check(agglo_teacher_config *config, agglo_err *err)
     if ((clip || sam) && config->swiglu) {
         return agglo_fail(err, AGGLO_E_CONFIG, "a %s teacher has no swiglu", config->family);
     }
-    for (int i = 0; i < AGGLO_TEACHER_MOST_DEPTH; i++) {
-        if (sam && config->window == 0 && i < config->depth) {
-            set_global(config, i);
-        }
-        if (!agglo_teacher_is_global(config, i)) {
-            continue;
-        }
-        if (!sam || i >= config->depth) {
-            return sam ? agglo_fail(err, AGGLO_E_CONFIG, "global_layers names block %d, the last one is %d", i,
-                                    config->depth - 1)
-                       : agglo_fail(err, AGGLO_E_CONFIG, "a %s teacher has no global_layers", config->family);
-        }
-        n_global++;
-    }
-    if (n_global == config->depth) {
-        config->window = 0;
+    if (check_global(config, err) != AGGLO_OK) {
+        return err->status;
     }
     if (config->act != AGGLO_ACT_GELU && config->act != AGGLO_ACT_QUICK_GELU) {
         return agglo_fail(err, AGGLO_E_CONFIG, "act is neither gelu nor quick_gelu");
@@ -370,6 +426,7 @@ agglo_status agglo_teacher_matches(const agglo_teacher_config *config, const cha
             {"registers", config->registers, known.registers},
             {"window", config->window, known.window},
             {"neck", config->neck, config->neck > 0 ? known.neck : 0},
+            {"image", config->image, named_by_image(&known) ? known.image : config->image},
         };
 
         for (size_t i = 0; i < AGGLO_COUNT(shapes); i++) {

@@ -27,6 +27,8 @@ typedef struct agglo_teacher_config {
     bool swiglu;
     float norm_eps;
     float mean[3], std[3]; /* on the 0..1 scale, RGB */
+    agglo_fit fit;         /* of a whole picture; distillation crops are square already */
+    agglo_filter filter;
     /* SAM alone */
     int window;                                            /* side of the windows in tokens; 0: all blocks are global */
     int neck;                                              /* channels behind the neck; 0: there is none */
@@ -54,10 +56,12 @@ bool agglo_teacher_is_known(const char *name);
 agglo_status agglo_teacher_set(agglo_teacher_config *config, const char *field, const char *value, agglo_err *err);
 
 /* AGGLO_OK if the fields make a model of their family; AGGLO_E_CONFIG names the one that does not. Sets `arch` to the registered name with
- * these shapes, or to the family and its sizes. Window 0 and all blocks global are the same: either sets the other. */
+ * these shapes (of several, that with this image), or to the family and its sizes. Window 0 and all blocks global are the same: either
+ * sets the other. */
 agglo_status agglo_teacher_check(agglo_teacher_config *config, agglo_err *err);
 
-/* Whether the shapes (not image, heads, activation) are those of the architecture `name`; AGGLO_E_MISMATCH names the first that differs. */
+/* Whether the shapes (not heads, activation; image only where the name stands for one: clip-vit-large-14-336) are those of the architecture `name`;
+ * AGGLO_E_MISMATCH names the first that differs. */
 agglo_status agglo_teacher_matches(const agglo_teacher_config *config, const char *name, agglo_err *err);
 
 /* "gelu", "quick_gelu"; and back, false for an unknown name. */

@@ -2,21 +2,18 @@
 #include "teachers/teacher.h"
 
 #include "base/log.h"
-
+#include "teachers/recognise_impl.h"
 #include "teachers/sam_encoder.h"
 #include "teachers/vit_encoder_impl.h"
 
 #include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 typedef struct teacher {
-    agglo_teacher_config config;
+    agglo_teacher_file file;
     agglo_vit_encoder *vit; /* CLIP, DINOv2 */
     agglo_sam_encoder *sam; /* SAM; NULL for the others */
-    char **unknown;         /* names of tensors that are neither used nor known */
-    size_t n_unknown;
 } teacher;
 
 agglo_teacher_options agglo_teacher_options_default(void)
@@ -33,7 +30,7 @@ static agglo_status encode(void *self, const uint8_t *pixels, const agglo_extent
         return agglo_sam_encoder_run(t->sam, pixels, extents, batch, height, width, summary, spatial, err);
     }
     if (extents != NULL) {
-        agglo_fail(err, AGGLO_E_UNSUPPORTED, "the input of %s is never padded", t->config.arch);
+        agglo_fail(err, AGGLO_E_UNSUPPORTED, "the input of %s is never padded", t->file.config.arch);
         return agglo_doing(err, "cannot run the teacher");
     }
     return agglo_vit_encoder_run(t->vit, pixels, batch, height, width, summary, spatial, err);
@@ -48,10 +45,7 @@ static void teacher_free(void *self)
     }
     agglo_vit_encoder_free(t->vit);
     agglo_sam_encoder_free(t->sam);
-    for (size_t i = 0; i < t->n_unknown; i++) {
-        agglo_free(t->unknown[i]);
-    }
-    agglo_free(t->unknown);
+    agglo_teacher_file_clear(&t->file);
     agglo_free(t);
 }
 
@@ -61,21 +55,9 @@ static const teacher *teacher_of(const agglo_encoder *encoder)
     return (const teacher *)encoder->self;
 }
 
-const agglo_teacher_config *agglo_teacher_config_of(const agglo_encoder *encoder)
+const agglo_teacher_file *agglo_teacher_file_of(const agglo_encoder *encoder)
 {
-    return &teacher_of(encoder)->config;
-}
-
-size_t agglo_teacher_unknown_count(const agglo_encoder *encoder)
-{
-    return teacher_of(encoder)->n_unknown;
-}
-
-const char *agglo_teacher_unknown_at(const agglo_encoder *encoder, size_t i)
-{
-    const teacher *t = teacher_of(encoder);
-
-    return i < t->n_unknown ? t->unknown[i] : NULL;
+    return &teacher_of(encoder)->file;
 }
 
 int agglo_teacher_plans(const agglo_encoder *encoder)
@@ -83,45 +65,6 @@ int agglo_teacher_plans(const agglo_encoder *encoder)
     const teacher *t = teacher_of(encoder);
 
     return t->sam != NULL ? agglo_sam_encoder_plans(t->sam) : agglo_vit_encoder_plans(t->vit);
-}
-
-static int by_name(const void *a, const void *b)
-{
-    return strcmp(((const agglo_layout_tensor *)a)->name, ((const agglo_layout_tensor *)b)->name);
-}
-
-/* Names in the file that the layout does not explain. Sorts `tensors`. */
-static agglo_status list_unknown(teacher *t, const agglo_weights *weights, const agglo_layout *layout,
-                                 agglo_layout_tensor *tensors, size_t n_tensors, agglo_err *err)
-{
-    size_t n = agglo_weights_count(weights);
-
-    t->unknown = (char **)agglo_alloc(n, sizeof *t->unknown, err);
-    if (t->unknown == NULL) {
-        return err->status;
-    }
-    qsort(tensors, n_tensors, sizeof *tensors, by_name);
-    for (size_t i = 0; i < n; i++) {
-        const char *name = agglo_weights_at(weights, i)->name;
-        agglo_layout_tensor key = {0};
-        bool known = false;
-
-        if (strlen(name) < sizeof key.name) {
-            memcpy(key.name, name, strlen(name));
-            known = bsearch(&key, tensors, n_tensors, sizeof *tensors, by_name) != NULL;
-        }
-        for (const char *const *p = layout->ignored; !known && *p != NULL; p++) {
-            known = strncmp(name, *p, strlen(*p)) == 0;
-        }
-        if (!known) {
-            t->unknown[t->n_unknown] = agglo_strdup(name, err);
-            if (t->unknown[t->n_unknown] == NULL) {
-                return err->status;
-            }
-            t->n_unknown++;
-        }
-    }
-    return AGGLO_OK;
 }
 
 /* Options against the model, whatever its family. */
@@ -153,18 +96,17 @@ static agglo_status check_options(const agglo_teacher_config *m, const agglo_tea
 }
 
 /* The ViT's configuration with the position rule settled. */
-static agglo_status configure(agglo_vit_encoder_config *c, const agglo_teacher_options *options, bool *hub,
-                              agglo_err *err)
+static agglo_status configure(agglo_vit_encoder_config *c, const agglo_teacher_options *options, bool hub_layout,
+                              bool *hub, agglo_err *err)
 {
     const agglo_teacher_config *m = &c->model;
     bool clip = strcmp(m->family, "clip") == 0;
 
     if (clip && m->proj == 0 && !options->preproj) {
-        return agglo_fail(err, AGGLO_E_CONFIG,
-                          "there is no visual_projection.weight: only summary \"preproj\" is possible");
+        return agglo_fail(err, AGGLO_E_CONFIG, "the weights have no projection: only summary \"preproj\" is possible");
     }
-    /* the layouts read so far are all transformers' */
-    *hub = options->pos_interp == AGGLO_POS_INTERP_HUB || (options->pos_interp == AGGLO_POS_INTERP_AUTO && clip);
+    *hub = options->pos_interp == AGGLO_POS_INTERP_HUB ||
+           (options->pos_interp == AGGLO_POS_INTERP_AUTO && (clip || hub_layout));
     if (clip) {
         c->rule = *hub ? AGGLO_POS_ANTIALIAS : AGGLO_POS_PLAIN;
     } else if (m->registers > 0) {
@@ -194,6 +136,9 @@ static int describe_model(agglo_encoder_info *info, const agglo_teacher_config *
     info->n_params = agglo_teacher_params(m);
     info->gmac = agglo_teacher_gmac(m, size, size);
     info->preprocess.size = size;
+    info->preprocess.resize_to = size;
+    info->preprocess.fit = m->fit;
+    info->preprocess.filter = m->filter;
     memcpy(info->preprocess.mean, m->mean, sizeof m->mean);
     memcpy(info->preprocess.std, m->std, sizeof m->std);
     return size;
@@ -222,8 +167,6 @@ static void describe(agglo_encoder_info *info, const agglo_vit_encoder_config *c
     info->summary_dim = m->proj > 0 && !c->preproj ? m->proj : m->dim;
     /* CLIP: short side straight to size; DINOv2: 256 for a crop of 224 */
     info->preprocess.resize_to = clip ? size : (int)lround((double)size * 256.0 / 224.0);
-    info->preprocess.fit = AGGLO_FIT_CROP;
-    info->preprocess.filter = AGGLO_BICUBIC;
     /* what neither the weights' hash nor the input's size tell */
     if (clip) {
         used = snprintf(info->options, sizeof info->options, "summary=%s,spatial_norm=%d,",
@@ -243,9 +186,6 @@ static void describe_sam(agglo_encoder_info *info, const agglo_teacher_config *m
     without.neck = 0;
     info->gmac = agglo_teacher_gmac(options->neck ? m : &without, size, size);
     info->spatial_dim = options->neck ? m->neck : m->dim;
-    info->preprocess.resize_to = size;
-    info->preprocess.fit = AGGLO_FIT_PAD;
-    info->preprocess.filter = AGGLO_BILINEAR;
     used = snprintf(info->options, sizeof info->options, "neck=%d,%s,w%d%s", options->neck ? 1 : 0,
                     agglo_teacher_act_name(m->act), m->window, size != m->image ? ",resampled" : "");
     describe_eps(info, m, used);
@@ -256,21 +196,21 @@ static agglo_status open_sam(teacher *t, agglo_encoder_info *info, agglo_backend
                              const agglo_layout_tensor *tensors, size_t n_tensors, agglo_err *err)
 {
     const agglo_sam_encoder_config config = {
-        .model = t->config, .max_batch = options->max_batch > 0 ? options->max_batch : 32, .neck = options->neck};
+        .model = t->file.config, .max_batch = options->max_batch > 0 ? options->max_batch : 32, .neck = options->neck};
 
-    if (options->neck && t->config.neck == 0) {
+    if (options->neck && t->file.config.neck == 0) {
         return agglo_fail(err, AGGLO_E_CONFIG, "neck is asked for, and the weights have none");
     }
     if (agglo_sam_encoder_new(&t->sam, backend, &config, weights, tensors, n_tensors, err) != AGGLO_OK) {
         return err->status;
     }
-    describe_sam(info, &t->config, options);
-    if (info->preprocess.size != t->config.image) {
+    describe_sam(info, &t->file.config, options);
+    if (info->preprocess.size != t->file.config.image) {
         agglo_log(
             AGGLO_LOG_INFO,
             "%s at %d instead of %d pixels: positions are resampled, by a rule of ours, features are not those of "
             "a published model",
-            info->arch, info->preprocess.size, t->config.image);
+            info->arch, info->preprocess.size, t->file.config.image);
     }
     return AGGLO_OK;
 }
@@ -279,10 +219,10 @@ static agglo_status open_vit(teacher *t, agglo_encoder_info *info, agglo_backend
                              const agglo_teacher_options *options, const agglo_weights *weights,
                              const agglo_layout_tensor *tensors, size_t n_tensors, agglo_err *err)
 {
-    agglo_vit_encoder_config config = {.model = t->config};
+    agglo_vit_encoder_config config = {.model = t->file.config};
     bool hub = false;
 
-    if (configure(&config, options, &hub, err) != AGGLO_OK ||
+    if (configure(&config, options, t->file.hub, &hub, err) != AGGLO_OK ||
         agglo_vit_encoder_new(&t->vit, backend, &config, weights, tensors, n_tensors, err) != AGGLO_OK) {
         return err->status;
     }
@@ -290,48 +230,29 @@ static agglo_status open_vit(teacher *t, agglo_encoder_info *info, agglo_backend
     return AGGLO_OK;
 }
 
-agglo_status agglo_teacher_open(agglo_encoder *out, agglo_backend *backend, const agglo_teacher_options *options,
-                                agglo_err *err)
+agglo_status agglo_teacher_open_weights(agglo_encoder *out, agglo_backend *backend, agglo_weights *weights,
+                                        const agglo_teacher_options *options, agglo_err *err)
 {
-    agglo_weights *weights = NULL;
     agglo_layout_tensor *tensors = NULL;
-    agglo_teacher_config model = {0};
-    const agglo_layout *layout;
-    const char *prefix = NULL;
-    teacher *t = NULL;
+    teacher *t = (teacher *)agglo_alloc(1, sizeof *t, err);
+    agglo_layout_found found;
     agglo_sha256 sha;
     size_t n_tensors = 0;
     bool sam;
 
     *out = (agglo_encoder){0};
-    if (agglo_weights_open(&weights, options->weights, err) != AGGLO_OK) {
+    if (t == NULL || agglo_layout_find(weights, &found, err) != AGGLO_OK ||
+        agglo_teacher_recognise_in(weights, &found, options->arch, options->act, &t->file, &tensors, &n_tensors, err) !=
+            AGGLO_OK) {
         goto fail;
     }
-    layout = agglo_layout_find(weights, &prefix);
-    if (layout == NULL) {
-        agglo_fail(err, AGGLO_E_UNSUPPORTED, "no tensor names of a known teacher (CLIP, DINOv2 or SAM)");
+    sam = strcmp(t->file.config.family, "sam") == 0;
+    if (check_options(&t->file.config, options, err) != AGGLO_OK ||
+        (sam ? open_sam : open_vit)(t, &out->info, backend, options, weights, tensors, n_tensors, err) != AGGLO_OK) {
         agglo_at(err, "%s", agglo_weights_path(weights));
         goto fail;
     }
-    if (agglo_teacher_recognise_in(weights, layout, prefix, options->arch, &model, err) != AGGLO_OK) {
-        goto fail;
-    }
-    if (check_options(&model, options, err) != AGGLO_OK) {
-        agglo_at(err, "%s", agglo_weights_path(weights));
-        goto fail;
-    }
-    t = (teacher *)agglo_alloc(1, sizeof *t, err);
-    if (t == NULL || agglo_layout_expand(layout, &model, prefix, &tensors, &n_tensors, err) != AGGLO_OK) {
-        goto fail;
-    }
-    t->config = model;
-    sam = strcmp(model.family, "sam") == 0;
-    if ((sam ? open_sam : open_vit)(t, &out->info, backend, options, weights, tensors, n_tensors, err) != AGGLO_OK) {
-        agglo_at(err, "%s", agglo_weights_path(weights));
-        goto fail;
-    }
-    if (list_unknown(t, weights, layout, tensors, n_tensors, err) != AGGLO_OK ||
-        agglo_weights_fingerprint(weights, &sha, err) != AGGLO_OK) {
+    if (agglo_weights_fingerprint(weights, &sha, err) != AGGLO_OK) {
         goto fail;
     }
     agglo_hex(sha.bytes, sizeof sha.bytes, out->info.weights);
@@ -339,11 +260,23 @@ agglo_status agglo_teacher_open(agglo_encoder *out, agglo_backend *backend, cons
     out->encode = encode;
     out->free = teacher_free;
     agglo_free(tensors);
-    agglo_weights_close(weights);
     return AGGLO_OK;
 fail:
     teacher_free(t);
     agglo_free(tensors);
-    agglo_weights_close(weights);
     return agglo_doing(err, "cannot open teacher");
+}
+
+agglo_status agglo_teacher_open(agglo_encoder *out, agglo_backend *backend, const agglo_teacher_options *options,
+                                agglo_err *err)
+{
+    agglo_weights *weights = NULL;
+
+    *out = (agglo_encoder){0};
+    if (agglo_weights_open(&weights, options->weights, err) != AGGLO_OK) {
+        return agglo_doing(err, "cannot open teacher");
+    }
+    agglo_teacher_open_weights(out, backend, weights, options, err);
+    agglo_weights_close(weights);
+    return err->status;
 }
