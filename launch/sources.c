@@ -27,6 +27,14 @@ static agglo_status check_weights(const agglo_recipe_teacher *teacher, const agg
     return AGGLO_OK;
 }
 
+/* Whether the features were computed in BF16: one of the words of the teacher's options (agglo_encoder_info). */
+static bool is_bf16(const agglo_cache_teacher *cached)
+{
+    const char *at = strstr(cached->options, ",bf16");
+
+    return at != NULL && (at[5] == '\0' || at[5] == ',');
+}
+
 static agglo_status add_teacher(agglo_sources *sources, const agglo_recipe *recipe, const agglo_recipe_teacher *teacher,
                                 agglo_err *err)
 {
@@ -44,6 +52,10 @@ static agglo_status add_teacher(agglo_sources *sources, const agglo_recipe *reci
     if (teacher->size != 0 && teacher->size != cached->input) {
         return agglo_fail(err, AGGLO_E_MISMATCH, "the cache has input size %d, the recipe %d", cached->input,
                           (int)teacher->size);
+    }
+    if (is_bf16(cached) != (teacher->precision == 1)) {
+        return agglo_fail(err, AGGLO_E_MISMATCH, "the cache has features of precision %s, the recipe asks for %s",
+                          is_bf16(cached) ? "bf16" : "fp32", teacher->precision == 1 ? "bf16" : "fp32");
     }
     if (check_weights(teacher, cached, err) != AGGLO_OK) {
         return err->status;

@@ -48,14 +48,16 @@ struct agglo_sam_encoder {
 /* The tensors of one run, taken from the slab in this order. */
 typedef struct run {
     agglo_tensor pixels, extents, patches, embedded, x, narrow, wide, mean, neck1, neck2;
+    agglo_tensor f32; /* an output on its way to the host; only where they are not F32 already */
     int64_t batch, h, w;
 } run;
 
-static agglo_param *add(agglo_sam_encoder *e, const char *name, int64_t rows, int64_t cols, agglo_err *err)
+static agglo_param *add(agglo_sam_encoder *e, const char *name, bool matrix, int64_t rows, int64_t cols, agglo_err *err)
 {
     const int64_t shape[2] = {rows, cols};
 
-    return agglo_params_add(e->params, name, cols > 0 ? 2 : 1, shape, AGGLO_INIT_ZERO, 0.0f, false, err);
+    return (matrix ? agglo_params_add_matrix : agglo_params_add)(e->params, name, cols > 0 ? 2 : 1, shape,
+                                                                 AGGLO_INIT_ZERO, 0.0f, false, err);
 }
 
 static agglo_status declare(agglo_sam_encoder *e, agglo_err *err)
@@ -66,17 +68,25 @@ static agglo_status declare(agglo_sam_encoder *e, agglo_err *err)
         agglo_param **at;
         const char *name;
         int64_t rows, cols;
+        bool matrix; /* of a product: in the storage type */
     } table[] = {
-        {&e->pos, "pos", grid * grid, d},           {&e->patch_w, "patch.weight", d, 3 * (int64_t)m->patch * m->patch},
-        {&e->patch_b, "patch.bias", d, 0},          {&e->conv1, "neck.conv1.weight", o, d},
-        {&e->norm1_w, "neck.norm1.weight", o, 0},   {&e->norm1_b, "neck.norm1.bias", o, 0},
-        {&e->conv2, "neck.conv2.weight", o, 9 * o}, {&e->norm2_w, "neck.norm2.weight", o, 0},
-        {&e->norm2_b, "neck.norm2.bias", o, 0},
+        {&e->pos, "pos", grid * grid, d, false},
+        {&e->patch_w, "patch.weight", d, 3 * (int64_t)m->patch * m->patch, true},
+        {&e->patch_b, "patch.bias", d, 0, false},
+        {&e->conv1, "neck.conv1.weight", o, d, true},
+        {&e->norm1_w, "neck.norm1.weight", o, 0, false},
+        {&e->norm1_b, "neck.norm1.bias", o, 0, false},
+        {&e->conv2, "neck.conv2.weight", o, 9 * o, true},
+        {&e->norm2_w, "neck.norm2.weight", o, 0, false},
+        {&e->norm2_b, "neck.norm2.bias", o, 0, false},
     };
 
     for (size_t i = 0; i < AGGLO_COUNT(table); i++) {
-        if (table[i].rows > 0 && (*table[i].at = add(e, table[i].name, table[i].rows, table[i].cols, err)) == NULL) {
-            return err->status;
+        if (table[i].rows > 0) {
+            *table[i].at = add(e, table[i].name, table[i].matrix, table[i].rows, table[i].cols, err);
+            if (*table[i].at == NULL) {
+                return err->status;
+            }
         }
     }
     for (int i = 0; i < m->depth; i++) {
@@ -89,9 +99,9 @@ static agglo_status declare(agglo_sam_encoder *e, agglo_err *err)
             return err->status;
         }
         snprintf(name, sizeof name, "%sattn.rel_pos_h", prefix);
-        b->rel_h = add(e, name, rows, d / m->heads, err);
+        b->rel_h = add(e, name, false, rows, d / m->heads, err);
         snprintf(name, sizeof name, "%sattn.rel_pos_w", prefix);
-        b->rel_w = b->rel_h != NULL ? add(e, name, rows, d / m->heads, err) : NULL;
+        b->rel_w = b->rel_h != NULL ? add(e, name, false, rows, d / m->heads, err) : NULL;
         if (b->rel_w == NULL) {
             return err->status;
         }
@@ -102,7 +112,7 @@ static agglo_status declare(agglo_sam_encoder *e, agglo_err *err)
 /* The 3 x 3 kernels from the checkpoint's order [o, c, 3, 3] to the operator's, [o, 3, 3, c]. */
 static agglo_status pack_conv(agglo_sam_encoder *e, agglo_err *err)
 {
-    agglo_tensor *t = &e->conv2->value;
+    agglo_tensor *t = &e->conv2->stored;
     size_t n_bytes = agglo_tensor_bytes(t);
     uint8_t *checkpoint = (uint8_t *)agglo_alloc(2 * n_bytes, 1, err), *packed = checkpoint + n_bytes;
     int64_t o = t->shape[0];
@@ -137,10 +147,12 @@ agglo_status agglo_sam_encoder_new(agglo_sam_encoder **out, agglo_backend *backe
         .mlp_dim = m->mlp_dim,
         .act = m->act,
         .norm_eps = m->norm_eps,
+        .dtype = config->precision,
     };
     e->blocks = (sam_block *)agglo_alloc((size_t)m->depth, sizeof *e->blocks, err);
     if (e->blocks == NULL || agglo_params_new(&e->params, backend, false, err) != AGGLO_OK ||
-        declare(e, err) != AGGLO_OK || agglo_load_params(e->params, weights, tensors, n_tensors, err) != AGGLO_OK ||
+        agglo_params_set_storage(e->params, config->precision, err) != AGGLO_OK || declare(e, err) != AGGLO_OK ||
+        agglo_load_params(e->params, weights, tensors, n_tensors, err) != AGGLO_OK ||
         (e->conv2 != NULL && pack_conv(e, err) != AGGLO_OK)) {
         goto fail;
     }
@@ -174,7 +186,7 @@ static int64_t windows_of(const agglo_teacher_config *m, int64_t h, int64_t w)
 static void take(const agglo_sam_encoder *e, agglo_slab *slab, int64_t batch, int height, int width, run *r)
 {
     const agglo_teacher_config *m = &e->config.model;
-    agglo_dtype type = AGGLO_F32;
+    agglo_dtype type = e->config.precision;
     int64_t d = m->dim, n, rows, padded, wide;
     size_t mark;
 
@@ -200,6 +212,9 @@ static void take(const agglo_sam_encoder *e, agglo_slab *slab, int64_t batch, in
     if (e->config.neck) {
         r->neck1 = agglo_slab_take(slab, type, 4, (const int64_t[]){batch, r->h, r->w, m->neck});
         r->neck2 = agglo_slab_take(slab, type, 4, (const int64_t[]){batch, r->h, r->w, m->neck});
+    }
+    if (type != AGGLO_F32) {
+        r->f32 = agglo_slab_take(slab, AGGLO_F32, 2, (const int64_t[]){n, e->config.neck && m->neck > d ? m->neck : d});
     }
 }
 
@@ -298,7 +313,7 @@ fail:
 static void linear(agglo_backend *be, const agglo_tensor *x, const agglo_param *w, const agglo_param *b, agglo_act act,
                    agglo_tensor *y)
 {
-    agglo_linear(be, x, &w->value, b != NULL ? &b->value : NULL, act, NULL, y);
+    agglo_linear(be, x, &w->stored, b != NULL ? &b->value : NULL, act, NULL, y);
 }
 
 static void norm(const agglo_sam_encoder *e, const agglo_tensor *x, const agglo_param *w, const agglo_param *b,
@@ -365,12 +380,25 @@ static void run_neck(const agglo_sam_encoder *e, run *r)
     agglo_tensor x = agglo_tensor_2d(r->x.data, r->x.dtype, n, e->config.model.dim);
     agglo_tensor first = agglo_tensor_2d(r->neck1.data, r->x.dtype, n, o);
     agglo_tensor second = agglo_tensor_2d(r->neck2.data, r->x.dtype, n, o);
-    agglo_tensor kernels = agglo_tensor_4d(e->conv2->value.data, e->conv2->value.dtype, o, 3, 3, o);
+    agglo_tensor kernels = agglo_tensor_4d(e->conv2->stored.data, e->conv2->stored.dtype, o, 3, 3, o);
 
     linear(e->backend, &x, e->conv1, NULL, AGGLO_ACT_NONE, &first);
     norm(e, &first, e->norm1_w, e->norm1_b, &first);
     agglo_conv2d(e->backend, &same, &r->neck1, &kernels, NULL, AGGLO_ACT_NONE, NULL, &r->neck2);
     norm(e, &second, e->norm2_w, e->norm2_b, &second);
+}
+
+/* To the host, as floats. */
+static void give(agglo_backend *be, const run *r, const agglo_tensor *from, float *to)
+{
+    agglo_tensor f32 = *from;
+
+    if (from->dtype != AGGLO_F32) {
+        f32.data = r->f32.data;
+        f32.dtype = AGGLO_F32;
+        agglo_cast(be, from, &f32);
+    }
+    agglo_download(be, to, f32.data, agglo_tensor_bytes(&f32));
 }
 
 static void forward(agglo_sam_encoder *e, const uint8_t *pixels, const agglo_extent *extents, int batch, int height,
@@ -398,7 +426,7 @@ static void forward(agglo_sam_encoder *e, const uint8_t *pixels, const agglo_ext
     }
     if (summary != NULL) {
         agglo_tokens_mean(be, &tokens, &r.mean);
-        agglo_download(be, summary, r.mean.data, agglo_tensor_bytes(&r.mean));
+        give(be, &r, &r.mean, summary);
     }
     if (spatial != NULL) {
         const agglo_tensor *out = &r.x;
@@ -407,7 +435,7 @@ static void forward(agglo_sam_encoder *e, const uint8_t *pixels, const agglo_ext
             run_neck(e, &r);
             out = &r.neck2;
         }
-        agglo_download(be, spatial, out->data, agglo_tensor_bytes(out));
+        give(be, &r, out, spatial);
     }
 }
 

@@ -19,8 +19,9 @@ extern "C" {
 
 typedef struct agglo_sam_encoder_config {
     agglo_teacher_config model;
-    int max_batch; /* images in one run; on the CPU also bounded by their tokens, which bounds memory */
-    bool neck;     /* spatial is behind it */
+    int max_batch;         /* images in one run; on the CPU also bounded by their tokens, which bounds memory */
+    bool neck;             /* spatial is behind it */
+    agglo_dtype precision; /* storage of activations and matrices: AGGLO_F32 or AGGLO_BF16 */
 } agglo_sam_encoder_config;
 
 typedef struct agglo_sam_encoder agglo_sam_encoder;

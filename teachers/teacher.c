@@ -72,6 +72,7 @@ static agglo_status check_options(const agglo_teacher_config *m, const agglo_tea
 {
     bool clip = strcmp(m->family, "clip") == 0, sam = strcmp(m->family, "sam") == 0;
 
+    AGGLO_ASSERT(options->precision == AGGLO_F32 || options->precision == AGGLO_BF16);
     if (options->size < 0 || options->size % m->patch != 0) {
         return agglo_fail(err, AGGLO_E_CONFIG, "size %d is no multiple of the patch %d of %s", options->size, m->patch,
                           m->arch);
@@ -115,6 +116,7 @@ static agglo_status configure(agglo_vit_encoder_config *c, const agglo_teacher_o
         c->rule = *hub ? AGGLO_POS_OFFSET : AGGLO_POS_PLAIN;
     }
     c->max_batch = options->max_batch > 0 ? options->max_batch : 32;
+    c->precision = options->precision;
     c->preproj = options->preproj;
     c->spatial_raw = options->spatial_raw;
     c->pre_norm = clip;
@@ -144,8 +146,8 @@ static int describe_model(agglo_encoder_info *info, const agglo_teacher_config *
     return size;
 }
 
-/* Behind `used` characters of the options: an epsilon that is not the family's own. */
-static void describe_eps(agglo_encoder_info *info, const agglo_teacher_config *m, int used)
+/* Behind `used` characters of the options: an epsilon that is not the family's own, and BF16. */
+static void describe_rest(agglo_encoder_info *info, const agglo_teacher_config *m, agglo_dtype precision, int used)
 {
     agglo_teacher_config family = {0};
     agglo_err ignored = {0};
@@ -153,6 +155,9 @@ static void describe_eps(agglo_encoder_info *info, const agglo_teacher_config *m
     agglo_teacher_named(m->family, &family, &ignored);
     if (m->norm_eps != family.norm_eps) {
         used += snprintf(info->options + used, sizeof info->options - (size_t)used, ",e%.2g", (double)m->norm_eps);
+    }
+    if (precision != AGGLO_F32) {
+        used += snprintf(info->options + used, sizeof info->options - (size_t)used, ",%s", agglo_dtype_name(precision));
     }
     AGGLO_ASSERT((size_t)used < sizeof info->options);
 }
@@ -174,7 +179,7 @@ static void describe(agglo_encoder_info *info, const agglo_vit_encoder_config *c
     }
     used += snprintf(info->options + used, sizeof info->options - (size_t)used, "pos=%s,%s,h%d", hub ? "hub" : "hf",
                      agglo_teacher_act_name(m->act), m->heads);
-    describe_eps(info, m, used);
+    describe_rest(info, m, c->precision, used);
 }
 
 /* SAM: "neck=0,gelu,w14", and "resampled" where the input is not of the size that the published model is for. */
@@ -188,15 +193,17 @@ static void describe_sam(agglo_encoder_info *info, const agglo_teacher_config *m
     info->spatial_dim = options->neck ? m->neck : m->dim;
     used = snprintf(info->options, sizeof info->options, "neck=%d,%s,w%d%s", options->neck ? 1 : 0,
                     agglo_teacher_act_name(m->act), m->window, size != m->image ? ",resampled" : "");
-    describe_eps(info, m, used);
+    describe_rest(info, m, options->precision, used);
 }
 
 static agglo_status open_sam(teacher *t, agglo_encoder_info *info, agglo_backend *backend,
                              const agglo_teacher_options *options, const agglo_weights *weights,
                              const agglo_layout_tensor *tensors, size_t n_tensors, agglo_err *err)
 {
-    const agglo_sam_encoder_config config = {
-        .model = t->file.config, .max_batch = options->max_batch > 0 ? options->max_batch : 32, .neck = options->neck};
+    const agglo_sam_encoder_config config = {.model = t->file.config,
+                                             .max_batch = options->max_batch > 0 ? options->max_batch : 32,
+                                             .neck = options->neck,
+                                             .precision = options->precision};
 
     if (options->neck && t->file.config.neck == 0) {
         return agglo_fail(err, AGGLO_E_CONFIG, "neck is asked for, and the weights have none");

@@ -38,14 +38,17 @@ typedef struct agglo_teacher_options {
     bool neck;        /* SAM: spatial behind the neck */
     agglo_pos_interp pos_interp;
     const char *act; /* "gelu" or "quick_gelu", whatever is stated or assumed otherwise; NULL or "": as stated */
+    /* Storage of activations and of the weights of matrix products: AGGLO_F32 (the default, on every device) or AGGLO_BF16. Other features,
+     * so part of info.options: never chosen by the machine. */
+    agglo_dtype precision;
 } agglo_teacher_options;
 
-/* Projected summary, normalised spatial tokens, native size, batch 32; `weights` is to be filled. */
+/* Projected summary, normalised spatial tokens, native size, batch 32, F32; `weights` is to be filled. */
 agglo_teacher_options agglo_teacher_options_default(void);
 
 /* Load a teacher. `backend` is borrowed until agglo_encoder_clear(out). All weights are checked: AGGLO_E_DATA or AGGLO_E_MISMATCH names
  * the tensor, found and expected; AGGLO_E_CONFIG an option that does not fit; AGGLO_E_UNSUPPORTED a file that is no known teacher.
- * info.options holds what changes the features: "summary=proj,spatial_norm=1,pos=hub,gelu,h16". encode runs on one thread at a time;
+ * info.options holds what changes the features: "summary=proj,spatial_norm=1,pos=hub,gelu,h16", with ",bf16" behind in BF16. encode runs on one thread at a time;
  * heights and widths are free multiples of the patch; memory is planned at the first batch of a shape, then nothing is allocated. */
 agglo_status agglo_teacher_open(agglo_encoder *out, agglo_backend *backend, const agglo_teacher_options *options,
                                 agglo_err *err);
