@@ -47,11 +47,14 @@ static agglo_status add_student(json_t *object, const agglo_safetensors *st, agg
 
 static agglo_status add_teacher(json_t *object, const agglo_weights *weights, agglo_err *err)
 {
+    agglo_teacher_file file;
     agglo_teacher_config c;
 
-    if (agglo_teacher_recognise(weights, NULL, &c, err) != AGGLO_OK) {
+    if (agglo_teacher_recognise(weights, NULL, NULL, &file, err) != AGGLO_OK) {
         return err->status;
     }
+    c = file.config;
+    agglo_teacher_file_clear(&file);
     json_object_set_new(object, "kind", json_string("teacher"));
     json_object_set_new(object, "arch", json_string(c.arch));
     json_object_set_new(object, "gmac", json_real(agglo_teacher_gmac(&c, c.image, c.image)));

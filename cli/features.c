@@ -40,6 +40,7 @@ agglo_status agglo_encoder_open(agglo_encoder *out, agglo_backend *backend, cons
 typedef struct job {
     agglo_sample sample;
     uint8_t *pixels; /* size * size * 3, the slot's own */
+    agglo_extent extent;
     agglo_status status;
 } job;
 
@@ -59,7 +60,8 @@ static agglo_status prepare(void *context, void *slot, int worker, agglo_err *er
     if (j->pixels == NULL && (j->pixels = agglo_alloc(side * side, 3, err)) == NULL) {
         return err->status;
     }
-    j->status = agglo_render_whole(w->renderers[worker], j->sample.image, w->preprocess, j->pixels, &reason);
+    j->status =
+        agglo_render_whole(w->renderers[worker], j->sample.image, w->preprocess, j->pixels, &j->extent, &reason);
     if (j->status != AGGLO_OK) {
         char line[512];
 
@@ -77,14 +79,16 @@ typedef struct collector {
     agglo_features *out;
     const agglo_encoder *encoder;
     uint8_t *pixels; /* [BATCH, size, size, 3] */
+    agglo_extent extents[BATCH];
     int filled;
 } collector;
 
 static agglo_status flush(collector *c, agglo_err *err)
 {
     int size = c->encoder->info.preprocess.size;
+    const agglo_extent *extents = c->encoder->info.preprocess.fit == AGGLO_FIT_PAD ? c->extents : NULL;
 
-    if (c->filled > 0 && c->encoder->encode(c->encoder->self, c->pixels, c->filled, size, size,
+    if (c->filled > 0 && c->encoder->encode(c->encoder->self, c->pixels, extents, c->filled, size, size,
                                             c->out->summary + c->out->n * c->out->dim, NULL, err) != AGGLO_OK) {
         return err->status;
     }
@@ -102,6 +106,7 @@ static agglo_status collect(collector *c, const job *j, agglo_err *err)
         return AGGLO_OK;
     }
     memcpy(c->pixels + (size_t)c->filled * n_bytes, j->pixels, n_bytes);
+    c->extents[c->filled] = j->extent;
     c->out->labels[c->out->n + c->filled] = j->sample.label;
     c->filled++;
     return c->filled == BATCH ? flush(c, err) : AGGLO_OK;

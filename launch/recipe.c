@@ -196,6 +196,7 @@ static const agglo_field teacher_fields[] = {
     {"spatial_weight", AGGLO_FIELD_DOUBLE, offsetof(agglo_recipe_teacher, spatial_weight), 0, 1e6, NULL, NULL, false},
     {"summary", AGGLO_FIELD_CHOICE, offsetof(agglo_recipe_teacher, summary), 0, 0, summary_choices, NULL, false},
     {"spatial_norm", AGGLO_FIELD_BOOL, offsetof(agglo_recipe_teacher, spatial_norm), 0, 0, NULL, NULL, false},
+    {"neck", AGGLO_FIELD_BOOL, offsetof(agglo_recipe_teacher, neck), 0, 0, NULL, NULL, false},
     {"pos_interp", AGGLO_FIELD_CHOICE, offsetof(agglo_recipe_teacher, pos_interp), 0, 0, pos_choices, NULL, false},
     {"precision", AGGLO_FIELD_CHOICE, offsetof(agglo_recipe_teacher, precision), 0, 0, teacher_precision_choices, NULL,
      false},

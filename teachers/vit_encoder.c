@@ -266,7 +266,7 @@ static void forward(agglo_vit_encoder *e, const uint8_t *pixels, int batch, int 
     agglo_slab_rewind(&e->slab, 0);
     take(e, &e->slab, batch, height, width, &r);
     agglo_upload(be, r.pixels.data, pixels, agglo_tensor_bytes(&r.pixels));
-    agglo_patchify(be, &r.pixels, c->model.mean, c->model.std, c->model.patch, &r.patches);
+    agglo_patchify(be, &r.pixels, NULL, c->model.mean, c->model.std, c->model.patch, &r.patches);
     rows = agglo_tensor_rows(&r.patches);
     embedded = agglo_tensor_rows(&r.embedded);
     agglo_linear(be, &rows, &e->patch_w->stored, e->patch_b != NULL ? &e->patch_b->value : NULL, AGGLO_ACT_NONE, NULL,

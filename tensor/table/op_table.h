@@ -68,6 +68,7 @@ typedef struct agglo_op_array {
 #define AGGLO_OP_ALL_INVALID   (UINT64_C(1) << 16)
 #define AGGLO_OP_CLIP          (UINT64_C(1) << 17) /* gradients, by their norm */
 #define AGGLO_OP_GUARD         (UINT64_C(1) << 18) /* the norm is taken, and decides */
+#define AGGLO_OP_EXTENTS       (UINT64_C(1) << 19) /* pictures smaller than their input */
 
 /* Storage types of a row: one case for each. */
 #define AGGLO_OP_F32  1u

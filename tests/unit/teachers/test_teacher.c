@@ -234,7 +234,12 @@ static agglo_status recognise(const char *path, const char *arch, agglo_teacher_
     agglo_weights *weights;
 
     if (agglo_weights_open(&weights, path, err) == AGGLO_OK) {
-        agglo_teacher_recognise(weights, arch, out, err);
+        agglo_teacher_file file;
+
+        if (agglo_teacher_recognise(weights, arch, "", &file, err) == AGGLO_OK) {
+            *out = file.config;
+            agglo_teacher_file_clear(&file);
+        }
         agglo_weights_close(weights);
     }
     return err->status;
@@ -252,7 +257,7 @@ static float *run(const agglo_encoder *t, int batch, int height, int width, size
     float *out = (float *)agglo_alloc(n_summary + n_spatial, sizeof *out, &err);
 
     test_random_bytes(&random, pixels, n_pixels);
-    assert_ok(t->encode(t->self, pixels, batch, height, width, out, out + n_summary, &err));
+    assert_ok(t->encode(t->self, pixels, NULL, batch, height, width, out, out + n_summary, &err));
     agglo_free(pixels);
     *n = n_summary + n_spatial;
     return out;
@@ -311,7 +316,7 @@ static void random_weights_know_themselves(void **state)
         assert_string_equal(read.arch, wrote.arch);
         assert_ok(open_with(&teacher, path, names[i], &err));
         assert_int_equal(teacher.info.n_params, agglo_teacher_params(&wrote));
-        assert_int_equal(agglo_teacher_unknown_count(&teacher), 0);
+        assert_int_equal(agglo_teacher_file_of(&teacher)->n_unknown, 0);
         assert_int_equal(teacher.info.preprocess.size, 16);
         /* CLIP's short side is the crop's, DINOv2's 256 / 224 of it */
         assert_int_equal(teacher.info.preprocess.resize_to, strcmp(wrote.family, "clip") == 0 ? 16 : 18);
@@ -536,9 +541,8 @@ static void unknown_tensors_are_listed(void **state)
     (void)state;
     rewrite(a, b, true, renamed, "embeddings.mask_token"); /* which is not needed */
     assert_ok(open_with(&teacher, b, "", &err));
-    assert_int_equal(agglo_teacher_unknown_count(&teacher), 1);
-    assert_string_equal(agglo_teacher_unknown_at(&teacher, 0), "head.weight");
-    assert_null(agglo_teacher_unknown_at(&teacher, 1));
+    assert_int_equal(agglo_teacher_file_of(&teacher)->n_unknown, 1);
+    assert_string_equal(agglo_teacher_file_of(&teacher)->unknown[0], "head.weight");
     agglo_encoder_clear(&teacher);
 }
 
@@ -556,18 +560,18 @@ static void planned_once(void **state)
     (void)state;
     assert_ok(open_with(&teacher, path, "", &err));
     assert_int_equal(agglo_teacher_plans(&teacher), 0);
-    assert_ok(teacher.encode(teacher.self, pixels, 4, 16, 16, summary, spatial, &err));
-    assert_ok(teacher.encode(teacher.self, pixels, 3, 16, 16, summary, spatial, &err));
+    assert_ok(teacher.encode(teacher.self, pixels, NULL, 4, 16, 16, summary, spatial, &err));
+    assert_ok(teacher.encode(teacher.self, pixels, NULL, 3, 16, 16, summary, spatial, &err));
     assert_int_equal(agglo_teacher_plans(&teacher), 1);
     before = agglo_alloc_counts().n_total;
     for (int i = 0; i < 5; i++) {
-        assert_ok(teacher.encode(teacher.self, pixels, 4 - i % 3, 16, 16, summary, spatial, &err));
-        assert_ok(teacher.encode(teacher.self, pixels, 1, 16, 16, NULL, spatial, &err));
-        assert_ok(teacher.encode(teacher.self, pixels, 1, 16, 16, summary, NULL, &err));
+        assert_ok(teacher.encode(teacher.self, pixels, NULL, 4 - i % 3, 16, 16, summary, spatial, &err));
+        assert_ok(teacher.encode(teacher.self, pixels, NULL, 1, 16, 16, NULL, spatial, &err));
+        assert_ok(teacher.encode(teacher.self, pixels, NULL, 1, 16, 16, summary, NULL, &err));
     }
     assert_int_equal(agglo_alloc_counts().n_total, before);
     assert_int_equal(agglo_teacher_plans(&teacher), 1);
-    assert_ok(teacher.encode(teacher.self, pixels, 4, 24, 16, summary, spatial, &err));
+    assert_ok(teacher.encode(teacher.self, pixels, NULL, 4, 24, 16, summary, spatial, &err));
     assert_int_equal(agglo_teacher_plans(&teacher), 2);
     agglo_encoder_clear(&teacher);
 }
@@ -595,10 +599,10 @@ static void batches_do_not_matter(void **state)
             all[k] = (float *)agglo_alloc(N, (k == 0 ? n_summary : n_spatial) * sizeof(float), &err);
             one[k] = (float *)agglo_alloc(N, (k == 0 ? n_summary : n_spatial) * sizeof(float), &err);
         }
-        assert_ok(t.encode(t.self, pixels, 32, SIDE, SIDE, all[0], all[1], &err));
+        assert_ok(t.encode(t.self, pixels, NULL, 32, SIDE, SIDE, all[0], all[1], &err));
         for (int first = 0, n = 1; first < 32; first += n, n = n % 7 + 1) {
             n = first + n > 32 ? 32 - first : n;
-            assert_ok(t.encode(t.self, pixels + (size_t)first * n_pixels, n, SIDE, SIDE, one[0], one[1], &err));
+            assert_ok(t.encode(t.self, pixels + (size_t)first * n_pixels, NULL, n, SIDE, SIDE, one[0], one[1], &err));
             assert_memory_equal(one[0], all[0] + (size_t)first * n_summary, (size_t)n * n_summary * sizeof(float));
             assert_memory_equal(one[1], all[1] + (size_t)first * n_spatial, (size_t)n * n_spatial * sizeof(float));
         }

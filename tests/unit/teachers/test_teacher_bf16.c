@@ -14,7 +14,7 @@
 static const char *device;
 static agglo_backend *backend;
 
-static void open_as(agglo_encoder *out, const char *weights, agglo_dtype precision, int max_batch)
+static void open_as(agglo_encoder *out, const char *weights, agglo_dtype precision, int max_batch, bool neck)
 {
     agglo_teacher_options options = agglo_teacher_options_default();
     agglo_err err = {0};
@@ -22,6 +22,7 @@ static void open_as(agglo_encoder *out, const char *weights, agglo_dtype precisi
     options.weights = weights;
     options.precision = precision;
     options.max_batch = max_batch;
+    options.neck = neck;
     assert_ok(agglo_teacher_open(out, backend, &options, &err));
 }
 
@@ -83,7 +84,7 @@ static features run(const agglo_encoder *t, int n, int max_batch)
     for (int first = 0; first < n; first += max_batch) {
         int some = n - first < max_batch ? n - first : max_batch;
 
-        assert_ok(t->encode(t->self, pixels + (size_t)first * n_pixels, some, side, side,
+        assert_ok(t->encode(t->self, pixels + (size_t)first * n_pixels, NULL, some, side, side,
                             f.summary + (size_t)first * f.n_summary, f.spatial + (size_t)first * f.n_tokens * f.dim,
                             &err));
     }
@@ -97,15 +98,15 @@ static void clear(features *f)
     agglo_free(f->spatial);
 }
 
-static void compare(const char *weights, int n_pictures)
+static void compare(const char *weights, int n_pictures, bool neck)
 {
     agglo_encoder f32, bf16;
     features a, b;
     double least = 1.0, sum = 0.0;
     char print[2][33];
 
-    open_as(&f32, weights, AGGLO_F32, 4);
-    open_as(&bf16, weights, AGGLO_BF16, 4);
+    open_as(&f32, weights, AGGLO_F32, 4, neck);
+    open_as(&bf16, weights, AGGLO_BF16, 4, neck);
     assert_null(strstr(f32.info.options, "bf16"));
     assert_string_equal(bf16.info.options + strlen(f32.info.options), ",bf16");
     agglo_preprocess_fingerprint(&f32.info, print[0]);
@@ -162,15 +163,37 @@ static void test_random_weights(void **state)
         config.act = table[i].act;
         config.swiglu = table[i].swiglu;
         assert_ok(agglo_teacher_write_random(&config, 3 + i, path, &err));
-        compare(path, 6);
+        compare(path, 6, false);
     }
+}
+
+/* Padded windows and global blocks, before the neck and behind it. */
+static void test_sam(void **state)
+{
+    agglo_teacher_config config = {0};
+    agglo_err err = {0};
+    const char *path = test_path(test_dir(), "sam.safetensors");
+
+    (void)state;
+    assert_ok(agglo_teacher_named("sam", &config, &err));
+    config.dim = 96;
+    config.depth = 6;
+    config.heads = 4;
+    config.mlp_dim = 200;
+    config.patch = 8;
+    config.image = 56;
+    config.window = 4;
+    config.global_layers[0] = 0x24;
+    assert_ok(agglo_teacher_write_random(&config, 3, path, &err));
+    compare(path, 6, false);
+    compare(path, 6, true);
 }
 
 static void test_trained_weights(void **state)
 {
     (void)state;
-    compare("weights/clip-tiny.safetensors", 8);
-    compare("weights/dinov2-tiny.safetensors", 8);
+    compare("weights/clip-tiny.safetensors", 8, false);
+    compare("weights/dinov2-tiny.safetensors", 8, false);
 }
 
 static void test_asked_for(void **state)
@@ -183,7 +206,7 @@ static void test_asked_for(void **state)
         size_t n = strcspn(list, ":");
 
         snprintf(path, sizeof path, "%.*s", (int)n, list);
-        compare(path, 4);
+        compare(path, 4, false);
         list += n + (list[n] == ':');
     }
 }
@@ -199,7 +222,7 @@ static void test_batches_do_not_matter(void **state)
     if (strcmp(device, "cpu") != 0) {
         skip();
     }
-    open_as(&t, "weights/clip-tiny.safetensors", AGGLO_BF16, 32);
+    open_as(&t, "weights/clip-tiny.safetensors", AGGLO_BF16, 32, false);
     all = run(&t, 13, 13);
     one = run(&t, 13, 3);
     assert_memory_equal(all.summary, one.summary, all.n * all.n_summary * sizeof(float));
@@ -246,8 +269,11 @@ static void test_longest_options(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_random_weights),  cmocka_unit_test(test_trained_weights),
-        cmocka_unit_test(test_asked_for),       cmocka_unit_test(test_batches_do_not_matter),
+        cmocka_unit_test(test_random_weights),
+        cmocka_unit_test(test_trained_weights),
+        cmocka_unit_test(test_sam),
+        cmocka_unit_test(test_asked_for),
+        cmocka_unit_test(test_batches_do_not_matter),
         cmocka_unit_test(test_longest_options),
     };
     agglo_err err = {0};
