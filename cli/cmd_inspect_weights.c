@@ -8,11 +8,11 @@
 #include "teachers/teacher.h"
 
 /* Which element types the file holds: "f16" or "f16, f32". */
-static void dtypes_of(const agglo_safetensors *st, char *out, size_t n_bytes)
+static void dtypes_of(const agglo_weights *weights, char *out, size_t n_bytes)
 {
     out[0] = '\0';
-    for (size_t i = 0; i < agglo_safetensors_count(st); i++) {
-        const agglo_st_tensor *t = agglo_safetensors_at(st, i);
+    for (size_t i = 0; i < agglo_weights_count(weights); i++) {
+        const agglo_st_tensor *t = agglo_weights_at(weights, i);
         size_t used = strlen(out);
 
         if (strstr(out, t->dtype_text) == NULL && used + strlen(t->dtype_text) + 3 < n_bytes) {
@@ -45,11 +45,11 @@ static agglo_status add_student(json_t *object, const agglo_safetensors *st, agg
     return err->status;
 }
 
-static agglo_status add_teacher(json_t *object, const char *path, agglo_err *err)
+static agglo_status add_teacher(json_t *object, const agglo_weights *weights, agglo_err *err)
 {
     agglo_teacher_config c;
 
-    if (agglo_teacher_recognise(path, NULL, &c, err) != AGGLO_OK) {
+    if (agglo_teacher_recognise(weights, NULL, &c, err) != AGGLO_OK) {
         return err->status;
     }
     json_object_set_new(object, "kind", json_string("teacher"));
@@ -100,26 +100,28 @@ static void print_text(const json_t *object)
 static agglo_status run(agglo_cli *cli, agglo_err *err)
 {
     const char *path = cli->args.items[0];
-    agglo_safetensors *st = NULL;
+    agglo_weights *weights = NULL;
     agglo_sha256 digest;
     json_t *object = json_object();
     int64_t n_parameters = 0, n_bytes = 0;
     char dtypes[64], hex[65];
 
-    if (agglo_safetensors_open(&st, path, err) != AGGLO_OK || agglo_safetensors_sha256(st, &digest, err) != AGGLO_OK) {
+    if (agglo_weights_open(&weights, path, err) != AGGLO_OK ||
+        agglo_weights_fingerprint(weights, &digest, err) != AGGLO_OK) {
         goto done;
     }
-    for (size_t i = 0; i < agglo_safetensors_count(st); i++) {
-        n_parameters += agglo_safetensors_at(st, i)->n_elements;
-        n_bytes += (int64_t)agglo_safetensors_at(st, i)->n_bytes;
+    for (size_t i = 0; i < agglo_weights_count(weights); i++) {
+        n_parameters += agglo_weights_at(weights, i)->n_elements;
+        n_bytes += (int64_t)agglo_weights_at(weights, i)->n_bytes;
     }
-    dtypes_of(st, dtypes, sizeof dtypes);
+    dtypes_of(weights, dtypes, sizeof dtypes);
     json_object_set_new(object, "path", json_string(path));
-    if ((agglo_student_is(st) ? add_student(object, st, err) : add_teacher(object, path, err)) != AGGLO_OK) {
+    if ((agglo_student_is(agglo_weights_file(weights, 0)) ? add_student(object, agglo_weights_file(weights, 0), err)
+                                                          : add_teacher(object, weights, err)) != AGGLO_OK) {
         goto done;
     }
     json_object_set_new(object, "parameters", json_integer(n_parameters));
-    json_object_set_new(object, "tensors", json_integer((json_int_t)agglo_safetensors_count(st)));
+    json_object_set_new(object, "tensors", json_integer((json_int_t)agglo_weights_count(weights)));
     json_object_set_new(object, "bytes", json_integer(n_bytes));
     json_object_set_new(object, "dtype", json_string(dtypes));
     json_object_set_new(object, "sha256", json_string(agglo_hex(digest.bytes, sizeof digest.bytes, hex)));
@@ -130,7 +132,7 @@ static agglo_status run(agglo_cli *cli, agglo_err *err)
     }
 done:
     json_decref(object);
-    agglo_safetensors_close(st);
+    agglo_weights_close(weights);
     return err->status != AGGLO_OK ? agglo_doing(err, "cannot inspect the weights") : AGGLO_OK;
 }
 

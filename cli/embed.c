@@ -16,7 +16,8 @@ typedef struct job {
     agglo_picture picture;
     uint8_t *encoded;
     size_t room;
-    uint8_t *pixels;  /* size * size * 3 */
+    uint8_t *pixels; /* size * size * 3 */
+    agglo_extent extent;
     agglo_err reason; /* why it is left out */
 } job;
 
@@ -38,6 +39,7 @@ typedef struct embed {
     int batch, filled;
     agglo_picture *waiting; /* [batch] */
     uint8_t *pixels;        /* [batch, size, size, 3] */
+    agglo_extent *extents;  /* [batch]; NULL: the model never pads */
     float *summary, *spatial;
     size_t n_pixels, n_spatial;
     uint64_t n_done;
@@ -83,7 +85,7 @@ static agglo_status prepare(void *context, void *slot, int number, agglo_err *er
         return err->status;
     }
     if (agglo_picture_read(&j->picture, &j->encoded, &j->room, &bytes, &j->reason) == AGGLO_OK) {
-        agglo_render_whole(w->renderer, bytes, &e->encoder->info.preprocess, j->pixels, &j->reason);
+        agglo_render_whole(w->renderer, bytes, &e->encoder->info.preprocess, j->pixels, &j->extent, &j->reason);
     }
     if (j->room > KEEP_BYTES) {
         agglo_free(j->encoded);
@@ -145,7 +147,7 @@ static agglo_status flush(embed *e, agglo_err *err)
     int size = e->encoder->info.preprocess.size;
 
     if (e->filled > 0) {
-        e->encoder->encode(e->encoder->self, e->pixels, e->filled, size, size, e->summary, e->spatial, err);
+        e->encoder->encode(e->encoder->self, e->pixels, e->extents, e->filled, size, size, e->summary, e->spatial, err);
     }
     for (int i = 0; i < e->filled && err->status == AGGLO_OK; i++) {
         hand_out(e, i, err);
@@ -167,6 +169,9 @@ static agglo_status collect(embed *e, job *j, agglo_err *err)
         return AGGLO_OK;
     }
     memcpy(e->pixels + (size_t)e->filled * e->n_pixels, j->pixels, e->n_pixels);
+    if (e->extents != NULL) {
+        e->extents[e->filled] = j->extent;
+    }
     swap = e->waiting[e->filled]; /* the slot goes on with its memory */
     e->waiting[e->filled++] = j->picture;
     j->picture = swap;
@@ -210,6 +215,7 @@ static agglo_status make(embed *e, agglo_err *err)
     if ((e->workers = agglo_alloc((size_t)e->options->n_workers, sizeof *e->workers, err)) == NULL ||
         (e->waiting = agglo_alloc(batch, sizeof *e->waiting, err)) == NULL ||
         (e->pixels = agglo_alloc(batch, e->n_pixels, err)) == NULL ||
+        (info->preprocess.fit == AGGLO_FIT_PAD && (e->extents = agglo_alloc(batch, sizeof *e->extents, err)) == NULL) ||
         (e->summary = agglo_alloc(batch * (size_t)info->summary_dim, sizeof *e->summary, err)) == NULL ||
         (e->options->spatial && (e->spatial = agglo_alloc(batch * e->n_spatial, sizeof *e->spatial, err)) == NULL)) {
         return err->status;
@@ -240,6 +246,7 @@ agglo_status agglo_embed(const agglo_encoder *encoder, agglo_pictures *pictures,
     agglo_free(e.workers);
     agglo_free(e.waiting);
     agglo_free(e.pixels);
+    agglo_free(e.extents);
     agglo_free(e.summary);
     agglo_free(e.spatial);
     *n_done = e.n_done;

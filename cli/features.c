@@ -28,15 +28,15 @@ static agglo_status open_student(agglo_encoder *out, agglo_backend *backend, con
 agglo_status agglo_encoder_open(agglo_encoder *out, agglo_backend *backend, const agglo_encoder_options *o,
                                 agglo_err *err)
 {
-    agglo_safetensors *st = NULL;
+    agglo_weights *weights = NULL;
     agglo_teacher_options options = agglo_teacher_options_default();
     bool student;
 
-    if (agglo_safetensors_open(&st, o->weights, err) != AGGLO_OK) {
+    if (agglo_weights_open(&weights, o->weights, err) != AGGLO_OK) {
         return err->status;
     }
-    student = agglo_student_is(st);
-    agglo_safetensors_close(st);
+    student = agglo_student_is(agglo_weights_file(weights, 0));
+    agglo_weights_close(weights);
     if (student) {
         return open_student(out, backend, o, err);
     }

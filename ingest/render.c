@@ -265,7 +265,7 @@ static int pad_side(int side, int longest, int size)
 
 /* Long side to size; the rest, below or right, is the mean colour. */
 static agglo_status whole_pad(agglo_renderer *renderer, const agglo_image *image, const agglo_preprocess *pre,
-                              uint8_t *pixels, agglo_err *err)
+                              uint8_t *pixels, agglo_extent *extent, agglo_err *err)
 {
     const agglo_resize_source source = cut(image, 0, 0, image->width, image->height);
     const int longest = image->width > image->height ? image->width : image->height;
@@ -275,6 +275,7 @@ static agglo_status whole_pad(agglo_renderer *renderer, const agglo_image *image
     for (int c = 0; c < 3; c++) {
         mean[c] = (uint8_t)(pre->mean[c] * 255.0f + 0.5f);
     }
+    *extent = (agglo_extent){out_w, out_h};
     for (int y = 0; y < pre->size; y++) {
         uint8_t *row = pixels + (size_t)y * (size_t)pre->size * 3;
 
@@ -287,12 +288,13 @@ static agglo_status whole_pad(agglo_renderer *renderer, const agglo_image *image
 }
 
 agglo_status agglo_render_whole_image(agglo_renderer *renderer, const agglo_image *image, const agglo_preprocess *pre,
-                                      uint8_t *pixels, agglo_err *err)
+                                      uint8_t *pixels, agglo_extent *extent, agglo_err *err)
 {
     const agglo_view all = {0, 0, image->width, image->height, false};
     agglo_status status = AGGLO_OK;
 
     AGGLO_ASSERT(pre->size >= 1);
+    *extent = (agglo_extent){pre->size, pre->size};
     switch (pre->fit) {
     case AGGLO_FIT_CROP:
         status = whole_crop(renderer, image, pre, pixels, err);
@@ -301,21 +303,21 @@ agglo_status agglo_render_whole_image(agglo_renderer *renderer, const agglo_imag
         status = agglo_render_image(renderer, image, &all, pre->filter, pre->size, pre->size, pixels, err);
         break;
     case AGGLO_FIT_PAD:
-        status = whole_pad(renderer, image, pre, pixels, err);
+        status = whole_pad(renderer, image, pre, pixels, extent, err);
         break;
     }
     return status == AGGLO_OK ? AGGLO_OK : agglo_doing(err, "cannot prepare picture");
 }
 
 agglo_status agglo_render_whole(agglo_renderer *renderer, agglo_bytes encoded, const agglo_preprocess *pre,
-                                uint8_t *pixels, agglo_err *err)
+                                uint8_t *pixels, agglo_extent *extent, agglo_err *err)
 {
     agglo_image image;
 
     if (agglo_decode(renderer->decoder, encoded, &image, NULL, err) != AGGLO_OK) {
         return agglo_doing(err, "cannot prepare picture");
     }
-    return agglo_render_whole_image(renderer, &image, pre, pixels, err);
+    return agglo_render_whole_image(renderer, &image, pre, pixels, extent, err);
 }
 
 uint64_t agglo_pixel_hash(const uint8_t *pixels, int width, int height)

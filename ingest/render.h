@@ -46,16 +46,16 @@ agglo_status agglo_render_views(agglo_renderer *renderer, agglo_bytes encoded, i
 int agglo_render_reduce(const agglo_view *view, agglo_view_decode decode, int out_w, int out_h);
 
 /* Decode and prepare a whole picture for a model: size x size x 3 (spec teachers.md; fit and filter from `pre`).
- * Padding (AGGLO_FIT_PAD) must be 0 after normalisation; pixels are u8, so it is the mean colour rounded to a level: off by at most
- * 0.5 / (255 std), under 0.01. */
+ * Where `pre` pads (AGGLO_FIT_PAD), *extent is what the picture fills, for agglo_encoder.encode: padding is 0 after normalisation,
+ * which no u8 is. Its pixels are the mean colour, for whoever looks at them. With other fits *extent is all of it. */
 agglo_status agglo_render_whole(agglo_renderer *renderer, agglo_bytes encoded, const agglo_preprocess *pre,
-                                uint8_t *pixels, agglo_err *err);
+                                uint8_t *pixels, agglo_extent *extent, agglo_err *err);
 
 /* The pieces, for tests and for pictures already decoded. Scratch is the renderer's. */
 agglo_status agglo_render_image(agglo_renderer *renderer, const agglo_image *image, const agglo_view *view,
                                 agglo_filter filter, int out_w, int out_h, uint8_t *pixels, agglo_err *err);
 agglo_status agglo_render_whole_image(agglo_renderer *renderer, const agglo_image *image, const agglo_preprocess *pre,
-                                      uint8_t *pixels, agglo_err *err);
+                                      uint8_t *pixels, agglo_extent *extent, agglo_err *err);
 agglo_status agglo_render_decode(agglo_renderer *renderer, agglo_bytes encoded, agglo_image *out, agglo_reason *reason,
                                  agglo_err *err);
 

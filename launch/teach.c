@@ -53,12 +53,12 @@ static agglo_status check_weights(const agglo_recipe *recipe, const agglo_teach_
 {
     for (size_t i = 0; i < recipe->n_teachers; i++) {
         const agglo_recipe_teacher *teacher = &recipe->teachers[i];
-        agglo_safetensors *st = NULL;
+        agglo_weights *weights = NULL;
 
-        if (chosen(choice, teacher->name) && agglo_safetensors_open(&st, teacher->weights, err) != AGGLO_OK) {
+        if (chosen(choice, teacher->name) && agglo_weights_open(&weights, teacher->weights, err) != AGGLO_OK) {
             return agglo_at(err, "teacher %s", teacher->name);
         }
-        agglo_safetensors_close(st);
+        agglo_weights_close(weights);
     }
     return AGGLO_OK;
 }

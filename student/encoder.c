@@ -60,8 +60,8 @@ static agglo_status plan(student_encoder *e, int batch, int height, int width, a
     return AGGLO_OK;
 }
 
-static agglo_status encode(void *self, const uint8_t *pixels, int batch, int height, int width, float *summary,
-                           float *spatial, agglo_err *err)
+static agglo_status encode(void *self, const uint8_t *pixels, const agglo_extent *extents, int batch, int height,
+                           int width, float *summary, float *spatial, agglo_err *err)
 {
     student_encoder *e = self;
     agglo_student *student = e->student;
@@ -69,6 +69,10 @@ static agglo_status encode(void *self, const uint8_t *pixels, int batch, int hei
     agglo_tensor out_summary, out_spatial;
     int64_t p = student->config.patch;
 
+    if (extents != NULL) {
+        agglo_fail(err, AGGLO_E_UNSUPPORTED, "a student's input is never padded");
+        goto fail;
+    }
     if (batch < 1 || height < 1 || width < 1 || height % p != 0 || width % p != 0) {
         agglo_fail(err, AGGLO_E_CONFIG, "%d pictures of %dx%d pixels: sides must be multiples of the patch, %lld",
                    batch, width, height, (long long)p);

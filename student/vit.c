@@ -272,7 +272,7 @@ static void vit_forward(void *self, agglo_backend *be, const agglo_tensor *pixel
     agglo_tensor pos = positions(v, be);
     const agglo_tensor *out;
 
-    agglo_patchify(be, pixels, agglo_student_mean, agglo_student_std, (int)p, &patches);
+    agglo_patchify(be, pixels, NULL, agglo_student_mean, agglo_student_std, (int)p, &patches);
     agglo_linear(be, &v->patches, &v->patch_w->value, NULL, AGGLO_ACT_NONE, NULL, &v->embedded);
     agglo_tokens_join(be, v->token != NULL ? &v->token->value : NULL, &embedded, &pos, &v->x[0]);
     for (int64_t i = 0; i < depth; i++) {

@@ -6,14 +6,14 @@
 
 static const agglo_layout *const layouts[] = {&agglo_layout_clip_hf, &agglo_layout_dinov2_hf};
 
-const agglo_layout *agglo_layout_find(const agglo_safetensors *st, const char **prefix)
+const agglo_layout *agglo_layout_find(const agglo_weights *weights, const char **prefix)
 {
     char name[160];
 
     for (size_t i = 0; i < AGGLO_COUNT(layouts); i++) {
         for (const char *const *p = layouts[i]->prefixes; *p != NULL; p++) {
             snprintf(name, sizeof name, "%s%s", *p, layouts[i]->probe);
-            if (agglo_safetensors_find(st, name) != NULL) {
+            if (agglo_weights_find(weights, name) != NULL) {
                 *prefix = *p;
                 return layouts[i];
             }

@@ -7,8 +7,8 @@
 #ifndef AGGLO_TEACHERS_LAYOUT_IMPL_H
 #define AGGLO_TEACHERS_LAYOUT_IMPL_H
 
-#include "base/safetensors.h"
 #include "teachers/registry.h"
+#include "teachers/weights.h"
 
 typedef enum agglo_row_if {
     AGGLO_ROW_ALWAYS,
@@ -67,13 +67,13 @@ agglo_status agglo_layout_expand(const agglo_layout *layout, const agglo_teacher
                                  agglo_layout_tensor **out, size_t *n, agglo_err *err);
 
 /* The layout of a file and the prefix of its names (borrowed from the layout); NULL: none that is known. */
-const agglo_layout *agglo_layout_find(const agglo_safetensors *st, const char **prefix);
+const agglo_layout *agglo_layout_find(const agglo_weights *weights, const char **prefix);
 
 /* The layout that the writer uses for a family. */
 const agglo_layout *agglo_layout_of_family(const char *family);
 
 /* Recognise a file whose layout is found: shapes, then its metadata, then config.json, then `arch`, then tables (see teacher.h). */
-agglo_status agglo_teacher_recognise_in(const agglo_safetensors *st, const agglo_layout *layout, const char *prefix,
+agglo_status agglo_teacher_recognise_in(const agglo_weights *weights, const agglo_layout *layout, const char *prefix,
                                         const char *arch, agglo_teacher_config *out, agglo_err *err);
 
 #endif

@@ -19,19 +19,20 @@ typedef struct facts {
     float mean[3], std[3];
 } facts;
 
-static const agglo_st_tensor *find(const agglo_safetensors *st, const char *prefix, const char *block, const char *name)
+static const agglo_st_tensor *find(const agglo_weights *weights, const char *prefix, const char *block,
+                                   const char *name)
 {
     char full[192];
 
     snprintf(full, sizeof full, "%s%s%s", prefix, block, name);
-    return agglo_safetensors_find(st, full);
+    return agglo_weights_find(weights, full);
 }
 
-static agglo_status missing(const agglo_safetensors *st, const char *prefix, const char *block, const char *name,
+static agglo_status missing(const agglo_weights *weights, const char *prefix, const char *block, const char *name,
                             agglo_err *err)
 {
     agglo_fail(err, AGGLO_E_DATA, "tensor %s%s%s is missing", prefix, block, name);
-    return agglo_at(err, "%s", agglo_safetensors_path(st));
+    return agglo_at(err, "%s", agglo_weights_path(weights));
 }
 
 /* An extent that becomes an int: bounded here, so that no later product overflows. */
@@ -44,7 +45,7 @@ static bool extent(const agglo_st_tensor *t, int axis, int *out)
     return true;
 }
 
-static agglo_status odd_shape(const agglo_safetensors *st, const agglo_st_tensor *t, const char *expected,
+static agglo_status odd_shape(const agglo_weights *weights, const agglo_st_tensor *t, const char *expected,
                               agglo_err *err)
 {
     char shape[96] = "[";
@@ -55,66 +56,66 @@ static agglo_status odd_shape(const agglo_safetensors *st, const agglo_st_tensor
             (size_t)snprintf(shape + used, sizeof shape - used, "%s%lld", i > 0 ? ", " : "", (long long)t->shape[i]);
     }
     agglo_fail(err, AGGLO_E_DATA, "tensor %s has shape %s], expected %s", t->name, shape, expected);
-    return agglo_at(err, "%s", agglo_safetensors_path(st));
+    return agglo_at(err, "%s", agglo_weights_path(weights));
 }
 
 /* dim, patch, depth, mlp_dim, swiglu, image, registers, proj: read off the tensors. */
-static agglo_status read_shapes(const agglo_safetensors *st, const agglo_layout *layout, const char *prefix,
+static agglo_status read_shapes(const agglo_weights *weights, const agglo_layout *layout, const char *prefix,
                                 agglo_teacher_config *c, agglo_err *err)
 {
-    const agglo_st_tensor *probe = find(st, prefix, "", layout->probe), *t;
+    const agglo_st_tensor *probe = find(weights, prefix, "", layout->probe), *t;
     char block[64];
     int rows = 0, grid;
 
     if (probe->rank != 4 || probe->shape[1] != 3 || probe->shape[2] != probe->shape[3] || !extent(probe, 0, &c->dim) ||
         !extent(probe, 2, &c->patch)) {
-        return odd_shape(st, probe, "[dim, 3, patch, patch]", err);
+        return odd_shape(weights, probe, "[dim, 3, patch, patch]", err);
     }
     c->depth = 0;
     do {
         snprintf(block, sizeof block, "%s%d.", layout->block, c->depth);
         c->depth++;
-    } while (c->depth <= 1024 && (find(st, prefix, block, layout->in_block[0].source) != NULL));
+    } while (c->depth <= 1024 && (find(weights, prefix, block, layout->in_block[0].source) != NULL));
     c->depth--;
     snprintf(block, sizeof block, "%s0.", layout->block);
     if (c->depth == 0) {
-        return missing(st, prefix, block, layout->in_block[0].source, err);
+        return missing(weights, prefix, block, layout->in_block[0].source, err);
     }
-    t = layout->mlp_swiglu != NULL ? find(st, prefix, block, layout->mlp_swiglu) : NULL;
+    t = layout->mlp_swiglu != NULL ? find(weights, prefix, block, layout->mlp_swiglu) : NULL;
     c->swiglu = t != NULL;
     if (t == NULL) {
-        t = find(st, prefix, block, layout->mlp_plain);
+        t = find(weights, prefix, block, layout->mlp_plain);
     }
     if (t == NULL) {
-        return missing(st, prefix, block, layout->mlp_plain, err);
+        return missing(weights, prefix, block, layout->mlp_plain, err);
     }
     if (t->rank != 2 || !extent(t, 0, &c->mlp_dim) || (c->swiglu && c->mlp_dim % 2 != 0)) {
-        return odd_shape(st, t, c->swiglu ? "[2 * mlp_dim, dim]" : "[mlp_dim, dim]", err);
+        return odd_shape(weights, t, c->swiglu ? "[2 * mlp_dim, dim]" : "[mlp_dim, dim]", err);
     }
     c->mlp_dim = c->swiglu ? c->mlp_dim / 2 : c->mlp_dim;
 
-    t = find(st, prefix, "", layout->positions);
+    t = find(weights, prefix, "", layout->positions);
     if (t == NULL) {
-        return missing(st, prefix, "", layout->positions, err);
+        return missing(weights, prefix, "", layout->positions, err);
     }
     if (t->rank < 2 || !extent(t, t->rank - 2, &rows)) {
-        return odd_shape(st, t, "[1 + grid * grid, dim]", err);
+        return odd_shape(weights, t, "[1 + grid * grid, dim]", err);
     }
     grid = (int)lround(sqrt((double)(rows - 1)));
     if (grid < 1 || grid * grid != rows - 1 || grid > 8192 / c->patch) {
-        return odd_shape(st, t, "[1 + grid * grid, dim]", err);
+        return odd_shape(weights, t, "[1 + grid * grid, dim]", err);
     }
     c->image = grid * c->patch;
 
     c->registers = 0;
-    t = layout->registers != NULL ? find(st, prefix, "", layout->registers) : NULL;
+    t = layout->registers != NULL ? find(weights, prefix, "", layout->registers) : NULL;
     if (t != NULL && (t->rank != 3 || !extent(t, 1, &c->registers))) {
-        return odd_shape(st, t, "[1, registers, dim]", err);
+        return odd_shape(weights, t, "[1, registers, dim]", err);
     }
     c->proj = 0;
-    t = layout->projection != NULL ? agglo_safetensors_find(st, layout->projection) : NULL;
+    t = layout->projection != NULL ? agglo_weights_find(weights, layout->projection) : NULL;
     if (t != NULL && (t->rank != 2 || !extent(t, 0, &c->proj))) {
-        return odd_shape(st, t, "[proj, dim]", err);
+        return odd_shape(weights, t, "[proj, dim]", err);
     }
     return AGGLO_OK;
 }
@@ -139,13 +140,13 @@ static bool parse_three(const char *text, float out[3])
 }
 
 /* __metadata__ as agglo_teacher_write_random leaves it; other files have no "family" there. */
-static agglo_status read_metadata(const agglo_safetensors *st, const agglo_teacher_config *c, facts *known,
+static agglo_status read_metadata(const agglo_weights *weights, const agglo_teacher_config *c, facts *known,
                                   agglo_err *err)
 {
     static const char *const fields[] = {"dim",  "depth",     "heads", "mlp_dim", "patch",         "image",
                                          "proj", "registers", "act",   "mlp",     "layer_norm_eps"};
-    const char *family = agglo_safetensors_meta(st, "family"), *mean = agglo_safetensors_meta(st, "mean"),
-               *std = agglo_safetensors_meta(st, "std");
+    const char *family = agglo_weights_meta(weights, "family"), *mean = agglo_weights_meta(weights, "mean"),
+               *std = agglo_weights_meta(weights, "std");
     agglo_teacher_config said = *c;
 
     if (family == NULL) {
@@ -158,7 +159,7 @@ static agglo_status read_metadata(const agglo_safetensors *st, const agglo_teach
     snprintf(said.arch, sizeof said.arch, "stated");
     said.heads = 0;
     for (size_t i = 0; i < AGGLO_COUNT(fields); i++) {
-        const char *value = agglo_safetensors_meta(st, fields[i]);
+        const char *value = agglo_weights_meta(weights, fields[i]);
 
         if (value == NULL) {
             continue;
@@ -207,27 +208,23 @@ static agglo_status read_metadata(const agglo_safetensors *st, const agglo_teach
     }
     return AGGLO_OK;
 fail:
-    return agglo_at(err, "%s: __metadata__", agglo_safetensors_path(st));
+    return agglo_at(err, "%s: __metadata__", agglo_weights_path(weights));
 }
 
-/* NAME.SUFFIX beside NAME.safetensors, otherwise SUFFIX in its directory; NULL in *out when there is neither. */
-static agglo_status beside(const char *weights, const char *suffix, char **out, agglo_err *err)
+/* STEM.SUFFIX of the weights, otherwise SUFFIX in their directory; NULL in *out when there is neither. */
+static agglo_status beside(const agglo_weights *weights, const char *suffix, char **out, agglo_err *err)
 {
-    size_t n = strlen(weights);
     char *dir = NULL, *path;
 
     *out = NULL;
-    if (n > 12 && strcmp(weights + n - 12, ".safetensors") == 0) {
-        n -= 12;
-    }
-    path = agglo_format(err, "%.*s.%s", (int)n, weights, suffix);
+    path = agglo_format(err, "%s.%s", agglo_weights_stem(weights), suffix);
     if (path == NULL) {
         return err->status;
     }
     if (!agglo_path_exists(path)) {
         agglo_free(path);
         path = NULL;
-        dir = agglo_path_dir(weights, err);
+        dir = agglo_path_dir(agglo_weights_path(weights), err);
         if (dir == NULL || (path = agglo_path_join(dir, suffix, err)) == NULL) {
             agglo_free(dir);
             return err->status;
@@ -342,7 +339,7 @@ static agglo_status read_triple(const json_t *root, const char *key, float out[3
 }
 
 /* config.json and preprocessor_config.json, where they are. */
-static agglo_status read_json(const char *weights, const agglo_layout *layout, const agglo_teacher_config *c,
+static agglo_status read_json(const agglo_weights *weights, const agglo_layout *layout, const agglo_teacher_config *c,
                               facts *known, agglo_err *err)
 {
     json_t *json = NULL;
@@ -394,16 +391,17 @@ fail:
     return err->status;
 }
 
-agglo_status agglo_teacher_recognise_in(const agglo_safetensors *st, const agglo_layout *layout, const char *prefix,
+agglo_status agglo_teacher_recognise_in(const agglo_weights *weights, const agglo_layout *layout, const char *prefix,
                                         const char *arch, agglo_teacher_config *out, agglo_err *err)
 {
-    const char *path = agglo_safetensors_path(st);
+    const char *path = agglo_weights_path(weights);
     agglo_teacher_config named;
     facts known = {0};
 
     if (agglo_teacher_named(layout->family, out, err) != AGGLO_OK ||
-        read_shapes(st, layout, prefix, out, err) != AGGLO_OK || read_metadata(st, out, &known, err) != AGGLO_OK ||
-        read_json(path, layout, out, &known, err) != AGGLO_OK) {
+        read_shapes(weights, layout, prefix, out, err) != AGGLO_OK ||
+        read_metadata(weights, out, &known, err) != AGGLO_OK ||
+        read_json(weights, layout, out, &known, err) != AGGLO_OK) {
         return err->status;
     }
     if (arch != NULL && arch[0] != '\0') {
@@ -445,28 +443,18 @@ agglo_status agglo_teacher_recognise_in(const agglo_safetensors *st, const agglo
     return AGGLO_OK;
 }
 
-agglo_status agglo_teacher_recognise(const char *weights, const char *arch, agglo_teacher_config *out, agglo_err *err)
+agglo_status agglo_teacher_recognise(const agglo_weights *weights, const char *arch, agglo_teacher_config *out,
+                                     agglo_err *err)
 {
-    agglo_safetensors *st = NULL;
-    const agglo_layout *layout;
     const char *prefix = NULL;
-    agglo_status status;
+    const agglo_layout *layout = agglo_layout_find(weights, &prefix);
 
-    if (agglo_safetensors_open(&st, weights, err) != AGGLO_OK) {
-        return agglo_doing(err, "cannot read weights");
-    }
-    layout = agglo_layout_find(st, &prefix);
     if (layout == NULL) {
         agglo_fail(err, AGGLO_E_UNSUPPORTED,
                    "no tensor names of a known teacher (CLIP or DINOv2 in transformers' layout)");
-        agglo_at(err, "%s", weights);
-        status = agglo_doing(err, "cannot recognise weights");
+        agglo_at(err, "%s", agglo_weights_path(weights));
     } else {
-        status = agglo_teacher_recognise_in(st, layout, prefix, arch, out, err);
-        if (status != AGGLO_OK) {
-            agglo_doing(err, "cannot recognise weights");
-        }
+        agglo_teacher_recognise_in(weights, layout, prefix, arch, out, err);
     }
-    agglo_safetensors_close(st);
-    return status;
+    return err->status != AGGLO_OK ? agglo_doing(err, "cannot recognise weights") : AGGLO_OK;
 }

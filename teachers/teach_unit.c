@@ -129,8 +129,8 @@ static agglo_status flush(unit_run *u, agglo_err *err)
     if (u->n_items == 0) {
         return AGGLO_OK;
     }
-    if (agglo_stop_check(err) != AGGLO_OK || u->encoder->encode(u->encoder->self, u->pixels, u->n_items, size, size,
-                                                                u->summary, u->spatial, err) != AGGLO_OK) {
+    if (agglo_stop_check(err) != AGGLO_OK || u->encoder->encode(u->encoder->self, u->pixels, NULL, u->n_items, size,
+                                                                size, u->summary, u->spatial, err) != AGGLO_OK) {
         return err->status;
     }
     for (int i = 0; i < u->n_items; i++) {

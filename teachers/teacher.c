@@ -20,9 +20,13 @@ agglo_teacher_options agglo_teacher_options_default(void)
     return (agglo_teacher_options){.max_batch = 32};
 }
 
-static agglo_status encode(void *self, const uint8_t *pixels, int batch, int height, int width, float *summary,
-                           float *spatial, agglo_err *err)
+static agglo_status encode(void *self, const uint8_t *pixels, const agglo_extent *extents, int batch, int height,
+                           int width, float *summary, float *spatial, agglo_err *err)
 {
+    if (extents != NULL) {
+        agglo_fail(err, AGGLO_E_UNSUPPORTED, "the input of %s is never padded", ((teacher *)self)->config.arch);
+        return agglo_doing(err, "cannot run the teacher");
+    }
     return agglo_vit_encoder_run(((teacher *)self)->vit, pixels, batch, height, width, summary, spatial, err);
 }
 
@@ -75,10 +79,10 @@ static int by_name(const void *a, const void *b)
 }
 
 /* Names in the file that the layout does not explain. Sorts `tensors`. */
-static agglo_status list_unknown(teacher *t, const agglo_safetensors *st, const agglo_layout *layout,
+static agglo_status list_unknown(teacher *t, const agglo_weights *weights, const agglo_layout *layout,
                                  agglo_layout_tensor *tensors, size_t n_tensors, agglo_err *err)
 {
-    size_t n = agglo_safetensors_count(st);
+    size_t n = agglo_weights_count(weights);
 
     t->unknown = (char **)agglo_alloc(n, sizeof *t->unknown, err);
     if (t->unknown == NULL) {
@@ -86,7 +90,7 @@ static agglo_status list_unknown(teacher *t, const agglo_safetensors *st, const 
     }
     qsort(tensors, n_tensors, sizeof *tensors, by_name);
     for (size_t i = 0; i < n; i++) {
-        const char *name = agglo_safetensors_at(st, i)->name;
+        const char *name = agglo_weights_at(weights, i)->name;
         agglo_layout_tensor key = {0};
         bool known = false;
 
@@ -191,7 +195,7 @@ static void describe(agglo_encoder_info *info, const agglo_vit_encoder_config *c
 agglo_status agglo_teacher_open(agglo_encoder *out, agglo_backend *backend, const agglo_teacher_options *options,
                                 agglo_err *err)
 {
-    agglo_safetensors *st = NULL;
+    agglo_weights *weights = NULL;
     agglo_layout_tensor *tensors = NULL;
     agglo_vit_encoder_config config = {0};
     const agglo_layout *layout;
@@ -202,21 +206,21 @@ agglo_status agglo_teacher_open(agglo_encoder *out, agglo_backend *backend, cons
     bool hub = false;
 
     *out = (agglo_encoder){0};
-    if (agglo_safetensors_open(&st, options->weights, err) != AGGLO_OK) {
+    if (agglo_weights_open(&weights, options->weights, err) != AGGLO_OK) {
         goto fail;
     }
-    layout = agglo_layout_find(st, &prefix);
+    layout = agglo_layout_find(weights, &prefix);
     if (layout == NULL) {
         agglo_fail(err, AGGLO_E_UNSUPPORTED,
                    "no tensor names of a known teacher (CLIP or DINOv2 in transformers' layout)");
-        agglo_at(err, "%s", options->weights);
+        agglo_at(err, "%s", agglo_weights_path(weights));
         goto fail;
     }
-    if (agglo_teacher_recognise_in(st, layout, prefix, options->arch, &config.model, err) != AGGLO_OK) {
+    if (agglo_teacher_recognise_in(weights, layout, prefix, options->arch, &config.model, err) != AGGLO_OK) {
         goto fail;
     }
     if (configure(&config, options, &hub, err) != AGGLO_OK) {
-        agglo_at(err, "%s", options->weights);
+        agglo_at(err, "%s", agglo_weights_path(weights));
         goto fail;
     }
     t = (teacher *)agglo_alloc(1, sizeof *t, err);
@@ -224,12 +228,12 @@ agglo_status agglo_teacher_open(agglo_encoder *out, agglo_backend *backend, cons
         goto fail;
     }
     t->config = config.model;
-    if (agglo_vit_encoder_new(&t->vit, backend, &config, st, tensors, n_tensors, err) != AGGLO_OK) {
-        agglo_at(err, "%s", options->weights);
+    if (agglo_vit_encoder_new(&t->vit, backend, &config, weights, tensors, n_tensors, err) != AGGLO_OK) {
+        agglo_at(err, "%s", agglo_weights_path(weights));
         goto fail;
     }
-    if (list_unknown(t, st, layout, tensors, n_tensors, err) != AGGLO_OK ||
-        agglo_safetensors_sha256(st, &sha, err) != AGGLO_OK) {
+    if (list_unknown(t, weights, layout, tensors, n_tensors, err) != AGGLO_OK ||
+        agglo_weights_fingerprint(weights, &sha, err) != AGGLO_OK) {
         goto fail;
     }
     describe(&out->info, &config, options, hub);
@@ -238,11 +242,11 @@ agglo_status agglo_teacher_open(agglo_encoder *out, agglo_backend *backend, cons
     out->encode = encode;
     out->free = teacher_free;
     agglo_free(tensors);
-    agglo_safetensors_close(st);
+    agglo_weights_close(weights);
     return AGGLO_OK;
 fail:
     teacher_free(t);
     agglo_free(tensors);
-    agglo_safetensors_close(st);
+    agglo_weights_close(weights);
     return agglo_doing(err, "cannot open teacher");
 }

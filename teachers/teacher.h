@@ -12,9 +12,9 @@
 #ifndef AGGLO_TEACHERS_TEACHER_H
 #define AGGLO_TEACHERS_TEACHER_H
 
-#include "base/safetensors.h"
 #include "teachers/pos_interp.h"
 #include "teachers/registry.h"
+#include "teachers/weights.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -25,7 +25,7 @@ extern "C" {
 typedef enum agglo_pos_interp { AGGLO_POS_INTERP_AUTO, AGGLO_POS_INTERP_HUB, AGGLO_POS_INTERP_HF } agglo_pos_interp;
 
 typedef struct agglo_teacher_options {
-    const char *weights; /* path of the safetensors file */
+    const char *weights; /* path of a file, an index, a shard or a directory: teachers/weights.h */
     const char *arch;    /* a registered architecture or family that the file must be; NULL or "": recognised */
     int size;            /* side of the input, a multiple of the patch; 0: the image size of the checkpoint */
     /* Images in one run of the model; bounds its memory, larger batches are cut. 0: 32. On the CPU images run one by one, whatever this
@@ -47,7 +47,8 @@ agglo_status agglo_teacher_open(agglo_encoder *out, agglo_backend *backend, cons
                                 agglo_err *err);
 
 /* What a file is, from its header alone (no weights are read). AGGLO_E_UNSUPPORTED: it is no teacher that is known. */
-agglo_status agglo_teacher_recognise(const char *weights, const char *arch, agglo_teacher_config *out, agglo_err *err);
+agglo_status agglo_teacher_recognise(const agglo_weights *weights, const char *arch, agglo_teacher_config *out,
+                                     agglo_err *err);
 
 /* Of an encoder opened here: its configuration, and the names of tensors that the file holds beside the model's own (neither used nor
  * known, such as a training head), NULL behind the last. Borrowed. */

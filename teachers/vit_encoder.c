@@ -1,6 +1,8 @@
 /* The vision transformer that CLIP and DINOv2 share; see vit_encoder_impl.h. */
 #include "teachers/vit_encoder_impl.h"
 
+#include "teachers/load.h"
+
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -61,72 +63,6 @@ static agglo_status declare(agglo_vit_encoder *e, agglo_err *err)
     return agglo_params_allocate(e->params, err);
 }
 
-static char *shape_text(int rank, const int64_t *shape, char *out, size_t n_bytes)
-{
-    size_t used = (size_t)snprintf(out, n_bytes, "[");
-
-    for (int i = 0; i < rank && used + 24 < n_bytes; i++) {
-        used += (size_t)snprintf(out + used, n_bytes - used, "%s%lld", i > 0 ? ", " : "", (long long)shape[i]);
-    }
-    snprintf(out + used, n_bytes - used, "]");
-    return out;
-}
-
-/* Shapes are compared axis by axis; a leading extent of 1 may be missing or extra. */
-static bool same_shape(const agglo_st_tensor *t, const agglo_layout_tensor *expected)
-{
-    const int64_t *a = t->shape, *b = expected->shape;
-    int rank_a = t->rank, rank_b = expected->rank;
-
-    for (; rank_a > 0 && rank_a > rank_b && *a == 1; rank_a--) {
-        a++;
-    }
-    for (; rank_b > 0 && rank_b > rank_a && *b == 1; rank_b--) {
-        b++;
-    }
-    return rank_a == rank_b && memcmp(a, b, (size_t)rank_a * sizeof *a) == 0;
-}
-
-static agglo_status load(agglo_vit_encoder *e, const agglo_safetensors *st, const agglo_layout_tensor *tensors,
-                         size_t n_tensors, agglo_err *err)
-{
-    for (size_t i = 0; i < n_tensors; i++) {
-        const agglo_layout_tensor *expected = &tensors[i];
-        const agglo_st_tensor *t;
-        agglo_st_tensor view;
-        agglo_param *param;
-        char found[128], wanted[128];
-
-        if (expected->param[0] == '\0') {
-            continue;
-        }
-        param = agglo_params_find(e->params, expected->param);
-        AGGLO_ASSERT(param != NULL);
-        t = agglo_safetensors_find(st, expected->name);
-        shape_text(expected->rank, expected->shape, wanted, sizeof wanted);
-        if (t == NULL) {
-            return agglo_fail(err, AGGLO_E_DATA, "tensor %s is missing, expected shape %s", expected->name, wanted);
-        }
-        if (!same_shape(t, expected)) {
-            return agglo_fail(err, AGGLO_E_DATA, "tensor %s has shape %s, expected %s", t->name,
-                              shape_text(t->rank, t->shape, found, sizeof found), wanted);
-        }
-        if (t->dtype != AGGLO_F32 && t->dtype != AGGLO_F16 && t->dtype != AGGLO_BF16) {
-            return agglo_fail(err, AGGLO_E_UNSUPPORTED, "tensor %s is %s, expected F32, F16 or BF16", t->name,
-                              t->dtype_text);
-        }
-        /* the parameter's own rank: a convolution's kernel is a row, leading extents of 1 go */
-        view = *t;
-        view.rank = param->value.rank;
-        view.shape[0] = view.rank == 2 ? t->n_elements / param->value.shape[1] : t->n_elements;
-        view.shape[1] = param->value.shape[1];
-        if (agglo_param_load_rows(e->params, param, expected->first_row, &view, err) != AGGLO_OK) {
-            return err->status;
-        }
-    }
-    return AGGLO_OK;
-}
-
 /* Class token with its position, then the registers (which have none): one device tensor for every batch. */
 static agglo_status make_prefix(agglo_vit_encoder *e, agglo_err *err)
 {
@@ -166,7 +102,7 @@ fail:
 }
 
 agglo_status agglo_vit_encoder_new(agglo_vit_encoder **out, agglo_backend *backend,
-                                   const agglo_vit_encoder_config *config, const agglo_safetensors *st,
+                                   const agglo_vit_encoder_config *config, const agglo_weights *weights,
                                    const agglo_layout_tensor *tensors, size_t n_tensors, agglo_err *err)
 {
     const agglo_teacher_config *m = &config->model;
@@ -189,7 +125,7 @@ agglo_status agglo_vit_encoder_new(agglo_vit_encoder **out, agglo_backend *backe
     };
     e->blocks = (agglo_vit_block *)agglo_alloc((size_t)m->depth, sizeof *e->blocks, err);
     if (e->blocks == NULL || agglo_params_new(&e->params, backend, false, err) != AGGLO_OK ||
-        declare(e, err) != AGGLO_OK || load(e, st, tensors, n_tensors, err) != AGGLO_OK ||
+        declare(e, err) != AGGLO_OK || agglo_load_params(e->params, weights, tensors, n_tensors, err) != AGGLO_OK ||
         make_prefix(e, err) != AGGLO_OK) {
         goto fail;
     }
@@ -305,7 +241,7 @@ static void forward(agglo_vit_encoder *e, const uint8_t *pixels, int batch, int 
     agglo_slab_rewind(&e->slab, 0);
     take(e, &e->slab, batch, height, width, &r);
     agglo_upload(be, r.pixels.data, pixels, agglo_tensor_bytes(&r.pixels));
-    agglo_patchify(be, &r.pixels, c->model.mean, c->model.std, c->model.patch, &r.patches);
+    agglo_patchify(be, &r.pixels, NULL, c->model.mean, c->model.std, c->model.patch, &r.patches);
     rows = agglo_tensor_rows(&r.patches);
     embedded = agglo_tensor_rows(&r.embedded);
     agglo_linear(be, &rows, &e->patch_w->value, e->patch_b != NULL ? &e->patch_b->value : NULL, AGGLO_ACT_NONE, NULL,

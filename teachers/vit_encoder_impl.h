@@ -4,7 +4,6 @@
 #ifndef AGGLO_TEACHERS_VIT_ENCODER_IMPL_H
 #define AGGLO_TEACHERS_VIT_ENCODER_IMPL_H
 
-#include "base/safetensors.h"
 #include "teachers/layout_impl.h"
 #include "teachers/pos_interp.h"
 #include "tensor/nn/vit_block.h"
@@ -19,9 +18,9 @@ typedef struct agglo_vit_encoder_config {
 
 typedef struct agglo_vit_encoder agglo_vit_encoder;
 
-/* Declare the parameters, fill them from the tensors of `st` (one per entry with a param), make the prefix rows. */
+/* Declare the parameters, fill them from the weights (one tensor per entry with a param), make the prefix rows. */
 agglo_status agglo_vit_encoder_new(agglo_vit_encoder **out, agglo_backend *backend,
-                                   const agglo_vit_encoder_config *config, const agglo_safetensors *st,
+                                   const agglo_vit_encoder_config *config, const agglo_weights *weights,
                                    const agglo_layout_tensor *tensors, size_t n_tensors, agglo_err *err);
 void agglo_vit_encoder_free(agglo_vit_encoder *encoder);
 

@@ -8,8 +8,8 @@
 
 #include "tensor/async.h"
 #include "tensor/ops.h"
-#include "tensor/ops_conv.h"
 #include "tensor/ops_attention_bias.h"
+#include "tensor/ops_conv.h"
 #include "tensor/ops_gather.h"
 #include "tensor/ops_resample.h"
 
@@ -75,8 +75,8 @@ typedef struct agglo_backend_ops {
     void (*residual_bwd)(agglo_backend *be, const agglo_tensor *d_y, const agglo_tensor *h, const agglo_tensor *gamma,
                          agglo_tensor *d_h, agglo_tensor *d_gamma);
 
-    void (*patchify)(agglo_backend *be, const agglo_tensor *pixels, const float mean[3], const float std[3], int patch,
-                     agglo_tensor *patches);
+    void (*patchify)(agglo_backend *be, const agglo_tensor *pixels, const agglo_tensor *extents, const float mean[3],
+                     const float std[3], int patch, agglo_tensor *patches);
     void (*tokens_join)(agglo_backend *be, const agglo_tensor *prefix, const agglo_tensor *patches,
                         const agglo_tensor *pos, agglo_tensor *y);
     void (*tokens_join_bwd)(agglo_backend *be, const agglo_tensor *d_y, agglo_tensor *d_prefix, agglo_tensor *d_patches,

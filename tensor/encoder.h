@@ -13,7 +13,7 @@ extern "C" {
 typedef enum agglo_fit {
     AGGLO_FIT_CROP,   /* short side to resize_to, then the centre size x size (CLIP, DINOv2, students) */
     AGGLO_FIT_SQUASH, /* both sides to size (DFN) */
-    AGGLO_FIT_PAD,    /* long side to size, zero (mean colour) below and right (SAM) */
+    AGGLO_FIT_PAD,    /* long side to size, padding below or right (SAM) */
 } agglo_fit;
 
 typedef enum agglo_filter { AGGLO_BICUBIC, AGGLO_BILINEAR } agglo_filter;
@@ -39,13 +39,20 @@ typedef struct agglo_encoder_info {
     char options[64]; /* what changes the features: "summary=proj,spatial_norm=1,pos_interp=hf" */
 } agglo_encoder_info;
 
+/* What of an input is picture, in its upper left, in pixels; the rest is padding (AGGLO_FIT_PAD). */
+typedef struct agglo_extent {
+    int32_t width, height;
+} agglo_extent;
+
 typedef struct agglo_encoder {
     agglo_encoder_info info;
     void *self;
-    /* pixels: host, u8 [batch, height, width, 3], sides multiples of patch. summary: host [batch, summary_dim]; spatial: host
+    /* pixels: host, u8 [batch, height, width, 3], sides multiples of patch. extents: host [batch], 1 to the input's sides, NULL: every input
+     * is all picture; padding is 0 behind the normalisation, whatever its pixels are. Models of another fit than AGGLO_FIT_PAD never pad,
+     * and refuse extents with AGGLO_E_UNSUPPORTED. summary: host [batch, summary_dim]; spatial: host
      * [batch, height/patch, width/patch, spatial_dim]; either may be NULL. */
-    agglo_status (*encode)(void *self, const uint8_t *pixels, int batch, int height, int width, float *summary,
-                           float *spatial, agglo_err *err);
+    agglo_status (*encode)(void *self, const uint8_t *pixels, const agglo_extent *extents, int batch, int height,
+                           int width, float *summary, float *spatial, agglo_err *err);
     void (*free)(void *self);
 } agglo_encoder;
 

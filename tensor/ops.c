@@ -239,8 +239,8 @@ void agglo_residual_bwd(agglo_backend *be, const agglo_tensor *d_y, const agglo_
     }
 }
 
-void agglo_patchify(agglo_backend *be, const agglo_tensor *pixels, const float mean[3], const float std[3], int patch,
-                    agglo_tensor *patches)
+void agglo_patchify(agglo_backend *be, const agglo_tensor *pixels, const agglo_tensor *extents, const float mean[3],
+                    const float std[3], int patch, agglo_tensor *patches)
 {
     AGGLO_ASSERT(pixels->data != NULL && pixels->dtype == AGGLO_U8 && pixels->rank == 4 && pixels->shape[3] == 3);
     AGGLO_ASSERT(patch > 0 && pixels->shape[0] > 0 && pixels->shape[1] > 0 && pixels->shape[2] > 0);
@@ -248,8 +248,10 @@ void agglo_patchify(agglo_backend *be, const agglo_tensor *pixels, const float m
     AGGLO_ASSERT(matrix(be, patches, pixels->shape[0] * (pixels->shape[1] / patch) * (pixels->shape[2] / patch),
                         (int64_t)3 * patch * patch));
     AGGLO_ASSERT(std[0] > 0 && std[1] > 0 && std[2] > 0);
+    AGGLO_ASSERT(extents == NULL || (extents->data != NULL && extents->dtype == AGGLO_I32 && extents->rank == 2 &&
+                                     extents->shape[0] == pixels->shape[0] && extents->shape[1] == 2));
     if (ready(be)) {
-        be->ops->patchify(be, pixels, mean, std, patch, patches);
+        be->ops->patchify(be, pixels, extents, mean, std, patch, patches);
     }
 }
 

@@ -73,9 +73,10 @@ void agglo_residual_bwd(agglo_backend *be, const agglo_tensor *d_y, const agglo_
 
 /* Pixels to patch vectors: u8 pixels[B,H,W,3] -> patches[B,(H/p)(W/p),3pp], vector order (channel, row, column), value
  * (x/255 - mean[c]) / std[c] in exactly that order of operations (float32), then rounded where patches is BF16. mean and std are host
- * arrays. */
-void agglo_patchify(agglo_backend *be, const agglo_tensor *pixels, const float mean[3], const float std[3], int patch,
-                    agglo_tensor *patches);
+ * arrays. extents (optional, I32 [B,2] on the device): width and height of each picture in the upper left of its input; what lies
+ * outside is 0, whatever its pixels are. */
+void agglo_patchify(agglo_backend *be, const agglo_tensor *pixels, const agglo_tensor *extents, const float mean[3],
+                    const float std[3], int patch, agglo_tensor *patches);
 
 /* y[B,P+n,C]: the P rows of prefix[P,C] for every image, then patches[B,n,C] + pos[n,C] (pos optional, also [B,n,C]: one table per
  * image). prefix is NULL when P is 0. */

@@ -15,6 +15,7 @@ typedef struct token_work {
     float *d_prefix, *d_pos;
     bool pos_per_image, accumulate;
     const uint8_t *pixels;
+    const int32_t *extents; /* [batch, 2], width and height of each picture; NULL: whole */
     int64_t patch;
     float table[3][256]; /* (v / 255 - mean) / std of every byte */
     uint16_t table_bf16[3][256];
@@ -38,7 +39,10 @@ static float *scratch_of(const token_work *job, const agglo_tensor *t, int worke
 static void patchify_row(void *context, int64_t index, int worker)
 {
     const token_work *job = context;
-    int64_t p = job->patch, grid_w = job->w_in / p, at = index * grid_w * 3 * p * p;
+    int64_t p = job->patch, grid_w = job->w_in / p, grid_h = job->h_in / p, at = index * grid_w * 3 * p * p;
+    const int32_t *extent = job->extents != NULL ? job->extents + index / grid_h * 2 : NULL;
+    int64_t right = extent != NULL ? extent[0] : job->w_in, below = extent != NULL ? extent[1] : job->h_in;
+    int64_t top = index % grid_h * p;
     const uint8_t *pixels = job->pixels + index * p * job->w_in * 3;
     float *out = job->y->dtype == AGGLO_F32 ? (float *)job->y->data + at : NULL;
     uint16_t *out_bf16 = out == NULL ? (uint16_t *)job->y->data + at : NULL;
@@ -48,12 +52,20 @@ static void patchify_row(void *context, int64_t index, int worker)
         for (int c = 0; c < 3; c++) {
             for (int64_t y = 0; y < p; y++) {
                 const uint8_t *row = pixels + (y * job->w_in + gx * p) * 3 + c;
+                int64_t inside = top + y < below ? agglo_min(p, right - gx * p) : 0, x = 0;
 
-                for (int64_t x = 0; x < p; x++) {
+                for (; x < inside; x++) {
                     if (out != NULL) {
                         *out++ = job->table[c][row[3 * x]];
                     } else {
                         *out_bf16++ = job->table_bf16[c][row[3 * x]];
+                    }
+                }
+                for (; x < p; x++) {
+                    if (out != NULL) {
+                        *out++ = 0.0f;
+                    } else {
+                        *out_bf16++ = 0;
                     }
                 }
             }
@@ -61,10 +73,15 @@ static void patchify_row(void *context, int64_t index, int worker)
     }
 }
 
-static void patchify(agglo_backend *be, const agglo_tensor *pixels, const float mean[3], const float std[3], int patch,
-                     agglo_tensor *patches)
+static void patchify(agglo_backend *be, const agglo_tensor *pixels, const agglo_tensor *extents, const float mean[3],
+                     const float std[3], int patch, agglo_tensor *patches)
 {
-    token_work job = {.w_in = pixels->shape[2], .pixels = pixels->data, .y = patches, .patch = patch};
+    token_work job = {.h_in = pixels->shape[1],
+                      .w_in = pixels->shape[2],
+                      .pixels = pixels->data,
+                      .extents = extents != NULL ? extents->data : NULL,
+                      .y = patches,
+                      .patch = patch};
 
     for (int c = 0; c < 3; c++) {
         for (int v = 0; v < 256; v++) {

@@ -23,7 +23,7 @@ typedef struct pixel_scale {
 
 template <typename T>
 static __global__ void patchify_kernel(int64_t batch, int64_t height, int64_t width, int patch, pixel_scale scale,
-                                       const uint8_t *pixels, T *patches)
+                                       const uint8_t *pixels, const int32_t *extents, T *patches)
 {
     int64_t j = own_column(), grid_w = width / patch, n = height / patch * grid_w, size = (int64_t)3 * patch * patch;
     int channel, y, x;
@@ -39,31 +39,37 @@ static __global__ void patchify_kernel(int64_t batch, int64_t height, int64_t wi
     x = (int)(j % patch);
     PLANE_LOOP(b, batch)
     {
+        int64_t right = extents != NULL ? extents[2 * b] : width, below = extents != NULL ? extents[2 * b + 1] : height;
+
         ROW_LOOP(i, n)
         {
             int64_t row = i / grid_w * patch + y, column = i % grid_w * patch + x;
-            float v = (float)pixels[((b * height + row) * width + column) * 3 + channel];
+            float v = 0.0f;
 
-            v = __fdiv_rn(__fsub_rn(__fdiv_rn(v, 255.0f), mean), std);
+            if (row < below && column < right) {
+                v = (float)pixels[((b * height + row) * width + column) * 3 + channel];
+                v = __fdiv_rn(__fsub_rn(__fdiv_rn(v, 255.0f), mean), std);
+            }
             store<1>(&patches[(b * n + i) * size + j], &v);
         }
     }
 }
 
 template <typename T>
-static void patchify_of(agglo_cuda *cuda, const agglo_tensor *pixels, pixel_scale scale, int patch,
-                        agglo_tensor *patches)
+static void patchify_of(agglo_cuda *cuda, const agglo_tensor *pixels, const agglo_tensor *extents, pixel_scale scale,
+                        int patch, agglo_tensor *patches)
 {
     int64_t batch = pixels->shape[0], height = pixels->shape[1], width = pixels->shape[2];
     int64_t size = (int64_t)3 * patch * patch;
 
     patchify_kernel<T><<<row_grid(batch, height / patch * (width / patch), size), row_block(size), 0, cuda->stream>>>(
-        batch, height, width, patch, scale, (const uint8_t *)pixels->data, output_of<T>(patches));
+        batch, height, width, patch, scale, (const uint8_t *)pixels->data,
+        extents != NULL ? (const int32_t *)extents->data : NULL, output_of<T>(patches));
     agglo_cuda_launched(cuda, "patchify");
 }
 
-static void patchify(agglo_backend *be, const agglo_tensor *pixels, const float mean[3], const float std[3], int patch,
-                     agglo_tensor *patches)
+static void patchify(agglo_backend *be, const agglo_tensor *pixels, const agglo_tensor *extents, const float mean[3],
+                     const float std[3], int patch, agglo_tensor *patches)
 {
     pixel_scale scale;
 
@@ -71,7 +77,7 @@ static void patchify(agglo_backend *be, const agglo_tensor *pixels, const float 
         scale.mean[c] = mean[c];
         scale.std[c] = std[c];
     }
-    BY_STORAGE(patches, patchify_of, agglo_cuda_enter(be), pixels, scale, patch, patches);
+    BY_STORAGE(patches, patchify_of, agglo_cuda_enter(be), pixels, extents, scale, patch, patches);
 }
 
 /* ---- join ---- */

@@ -14,8 +14,8 @@ static const agglo_op_family *const families[] = {
 
 /* behind the activation's three bits */
 static const char *const flag_names[] = {
-    "bias",     "pre",      "accumulate", "gamma",  "in-place", "lse",          "pos",
-    "pos-each", "from-f16", "from-bf16",  "to-f16", "to-bf16",  "some-invalid", "all-invalid",
+    "bias",     "pre",       "accumulate", "gamma",   "in-place",     "lse",         "pos",     "pos-each",
+    "from-f16", "from-bf16", "to-f16",     "to-bf16", "some-invalid", "all-invalid", "extents",
 };
 static const char *const act_names[] = {NULL, "gelu", "quick-gelu", "silu", "relu"};
 

@@ -12,8 +12,8 @@
 #define AGGLO_TENSOR_TABLE_OP_TABLE_H
 
 #include "tensor/ops.h"
-#include "tensor/ops_conv.h"
 #include "tensor/ops_attention_bias.h"
+#include "tensor/ops_conv.h"
 #include "tensor/ops_gather.h"
 #include "tensor/ops_resample.h"
 
@@ -66,6 +66,7 @@ typedef struct agglo_op_array {
 #define AGGLO_OP_TO_BF16       (UINT64_C(1) << 14)
 #define AGGLO_OP_SOME_INVALID  (UINT64_C(1) << 15) /* of the samples of a batch */
 #define AGGLO_OP_ALL_INVALID   (UINT64_C(1) << 16)
+#define AGGLO_OP_EXTENTS       (UINT64_C(1) << 17) /* pictures smaller than their input */
 
 /* Storage types of a row: one case for each. */
 #define AGGLO_OP_F32  1u

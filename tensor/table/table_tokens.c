@@ -17,15 +17,30 @@ static double patchify_flops(const agglo_op_case *c)
     return 3.0 * 3.0 * (double)c->d[0] * (double)c->d[1] * (double)c->d[2];
 }
 
+/* arrays: pixels, patches, extents */
 static void patchify_shape(const agglo_op_case *c, agglo_dtype type, agglo_op_array *a)
 {
     ARRAY(0, IN, AGGLO_U8, c->d[0], c->d[1], c->d[2], 3);
     ARRAY(1, OUT, type, c->d[0], c->d[1] / c->d[3] * (c->d[2] / c->d[3]), 3 * c->d[3] * c->d[3]);
+    ARRAY_IF(agglo_op_has(c, AGGLO_OP_EXTENTS), 2, FIXED, AGGLO_I32, c->d[0], 2);
+}
+
+/* The first picture fills its input; of the others now the width falls short of it, now the height. */
+static void patchify_fill(const agglo_op_case *c, int i, void *data)
+{
+    int32_t *extents = data;
+
+    (void)i;
+    for (int64_t b = 0; b < c->d[0]; b++) {
+        extents[2 * b] = (int32_t)(b % 2 == 1 ? 1 + c->d[2] * b / (2 * c->d[0]) : c->d[2]);
+        extents[2 * b + 1] = (int32_t)(b % 2 == 0 && b > 0 ? 1 + c->d[1] * b / (2 * c->d[0]) : c->d[1]);
+    }
 }
 
 static void patchify_run(agglo_backend *be, const agglo_op_case *c, agglo_tensor *t)
 {
-    agglo_patchify(be, &t[0], agglo_table_pixel_mean, agglo_table_pixel_std, (int)c->d[3], &t[1]);
+    agglo_patchify(be, &t[0], agglo_op_optional(&t[2]), agglo_table_pixel_mean, agglo_table_pixel_std, (int)c->d[3],
+                   &t[1]);
 }
 
 /* ---- join: d = b, prefix, n, c ---- */
@@ -147,8 +162,8 @@ static void mean_bwd_run(agglo_backend *be, const agglo_op_case *c, agglo_tensor
     agglo_tokens_mean_bwd(be, &t[0], agglo_op_has(c, AGGLO_OP_ACCUMULATE), &t[1]);
 }
 
-static const agglo_op patchify = {"patchify",   "b height width patch", 0,   2, patchify_shape, NULL,
-                                  patchify_run, patchify_flops,         NULL};
+static const agglo_op patchify = {"patchify",    "b height width patch", AGGLO_OP_EXTENTS, 3,   patchify_shape,
+                                  patchify_fill, patchify_run,           patchify_flops,   NULL};
 static const agglo_op tokens_join = {
     "tokens_join", "b prefix n c", AGGLO_OP_POS | AGGLO_OP_POS_PER_IMAGE, 4, join_shape, NULL, join_run, join_flops,
     NULL};
@@ -174,6 +189,7 @@ static const agglo_op_case cases[] = {
     PARITY(&patchify, BOTH, 0, 1, 4, 4, 4),
     PARITY(&patchify, BOTH, 0, 2, 12, 20, 4),
     PARITY(&patchify, BOTH, 0, 3, 28, 42, 14),
+    PARITY(&patchify, BOTH, AGGLO_OP_EXTENTS, 5, 12, 20, 4),
     PARITY(&tokens_join, BOTH, 0, 1, 0, 1, 1),
     PARITY(&tokens_join, BOTH, AGGLO_OP_POS, 3, 1, 16, 33),
     PARITY(&tokens_join, BOTH, AGGLO_OP_POS | AGGLO_OP_POS_PER_IMAGE, 3, 5, 7, 20),

@@ -306,8 +306,8 @@ void ref_residual_bwd(int64_t m, int64_t c, const double *d_y, const double *h, 
     }
 }
 
-void ref_patchify(int64_t b, int64_t height, int64_t width, int64_t p, const uint8_t *pixels, const double mean[3],
-                  const double std[3], double *patches)
+void ref_patchify(int64_t b, int64_t height, int64_t width, int64_t p, const uint8_t *pixels, const double *extents,
+                  const double mean[3], const double std[3], double *patches)
 {
     int64_t gh = height / p, gw = width / p;
 
@@ -318,8 +318,10 @@ void ref_patchify(int64_t b, int64_t height, int64_t width, int64_t p, const uin
                     int64_t token = (image * gh + row / p) * gw + col / p;
                     int64_t element = (c * p + row % p) * p + col % p;
                     double v = pixels[((image * height + row) * width + col) * 3 + c];
+                    bool inside =
+                        extents == NULL || ((double)col < extents[2 * image] && (double)row < extents[2 * image + 1]);
 
-                    patches[token * 3 * p * p + element] = (v / 255.0 - mean[c]) / std[c];
+                    patches[token * 3 * p * p + element] = inside ? (v / 255.0 - mean[c]) / std[c] : 0.0;
                 }
             }
         }

@@ -40,8 +40,9 @@ void ref_residual(int64_t m, int64_t c, const double *x, const double *h, const 
 void ref_residual_bwd(int64_t m, int64_t c, const double *d_y, const double *h, const double *gamma, double *d_h,
                       double *d_gamma);
 
-void ref_patchify(int64_t b, int64_t height, int64_t width, int64_t p, const uint8_t *pixels, const double mean[3],
-                  const double std[3], double *patches);
+/* extents: width and height of each picture, [b, 2]; NULL: whole */
+void ref_patchify(int64_t b, int64_t height, int64_t width, int64_t p, const uint8_t *pixels, const double *extents,
+                  const double mean[3], const double std[3], double *patches);
 /* pos_images: 1 for one table [n,c], b for one per image */
 void ref_tokens_join(int64_t b, int64_t n_prefix, int64_t n, int64_t c, const double *prefix, const double *patches,
                      const double *pos, int64_t pos_images, double *y);

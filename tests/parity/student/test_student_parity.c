@@ -143,7 +143,7 @@ static void check_encoder(const char *path, const agglo_safetensors *st, const c
 
     assert_ok(agglo_student_open(&encoder, backend, path, NULL, 0, (int)pixels->shape[0], &err));
     assert_int_equal(encoder.info.summary_dim, summary->shape[1]);
-    assert_ok(encoder.encode(encoder.self, pixels->data, (int)pixels->shape[0], (int)pixels->shape[1],
+    assert_ok(encoder.encode(encoder.self, pixels->data, NULL, (int)pixels->shape[0], (int)pixels->shape[1],
                              (int)pixels->shape[2], found_summary, found_spatial, &err));
     assert_tensor_close(summary, found_summary, 1e-4);
     assert_tensor_close(spatial, found_spatial, 1e-4);

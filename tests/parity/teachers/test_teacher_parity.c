@@ -59,7 +59,7 @@ static void check_outputs(const agglo_encoder *teacher, const agglo_st_tensor *p
     assert_int_equal(spatial->shape[1], height / teacher->info.patch);
     assert_int_equal(spatial->shape[2], width / teacher->info.patch);
     assert_int_equal(spatial->shape[3], teacher->info.spatial_dim);
-    assert_ok(teacher->encode(teacher->self, copy, batch, height, width, got_summary, got_spatial, &err));
+    assert_ok(teacher->encode(teacher->self, copy, NULL, batch, height, width, got_summary, got_spatial, &err));
     a = distance(got_summary, summary);
     b = distance(got_spatial, spatial);
     if (a >= tolerance || b >= tolerance) {

@@ -15,7 +15,8 @@ static void patchify_ref(const agglo_op_case *c, double **v)
         mean[i] = (double)agglo_table_pixel_mean[i];
         std[i] = (double)agglo_table_pixel_std[i];
     }
-    ref_patchify(c->d[0], c->d[1], c->d[2], c->d[3], pixels, mean, std, v[1]);
+    ref_patchify(c->d[0], c->d[1], c->d[2], c->d[3], pixels, agglo_op_has(c, AGGLO_OP_EXTENTS) ? v[2] : NULL, mean, std,
+                 v[1]);
     free(pixels);
 }
 

@@ -73,6 +73,27 @@ static void pillow_views(void **state)
     agglo_renderer_free(renderer);
 }
 
+/* int(side * scale + 0.5) (segment_anything's get_preprocess_shape), and at least 1. */
+static int scaled(int side, int longest, int size)
+{
+    int out = (int)(side * (1.0 * size / longest) + 0.5);
+
+    return out > 0 ? out : 1;
+}
+
+/* Padded pictures: the long side fills the input. */
+static void check_extent(const agglo_preprocess *pre, const agglo_image *image, agglo_extent extent)
+{
+    int longest = image->width > image->height ? image->width : image->height;
+
+    if (pre->fit != AGGLO_FIT_PAD) {
+        assert_true(extent.width == pre->size && extent.height == pre->size);
+        return;
+    }
+    assert_int_equal(extent.width, scaled(image->width, longest, pre->size));
+    assert_int_equal(extent.height, scaled(image->height, longest, pre->size));
+}
+
 static void pillow_whole_pictures(void **state)
 {
     agglo_renderer *renderer = renderer_new();
@@ -87,6 +108,7 @@ static void pillow_whole_pictures(void **state)
         agglo_preprocess pre = {.mean = {0.485f, 0.456f, 0.406f}, .std = {0.229f, 0.224f, 0.225f}};
         uint8_t rgb[64 * 64 * 3], pixels[40 * 40 * 3];
         uint32_t field[8];
+        agglo_extent extent;
         agglo_image image;
         size_t n_out;
 
@@ -101,7 +123,8 @@ static void pillow_whole_pictures(void **state)
         pre.resize_to = (int)field[7];
         n_out = (size_t)pre.size * (size_t)pre.size * 3;
         fill_picture(rgb, field[0], field[1], image.width, image.height);
-        assert_ok(agglo_render_whole_image(renderer, &image, &pre, pixels, &err));
+        assert_ok(agglo_render_whole_image(renderer, &image, &pre, pixels, &extent, &err));
+        check_extent(&pre, &image, extent);
         if (memcmp(pixels, file + at, n_out) != 0) {
             fail_msg("case %d differs: %dx%d, fit %u, size %d of %d", n, image.width, image.height, field[4], pre.size,
                      pre.resize_to);

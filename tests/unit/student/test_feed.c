@@ -798,7 +798,7 @@ static void test_distill(void **state)
                 agglo_view_draw(&config, sample.uid, v, sample.width, sample.height, &view);
                 assert_ok(agglo_render_views(renderer, sample.image, sample.width, sample.height, &view, 1,
                                              AGGLO_VIEW_SCALED, AGGLO_BICUBIC, SIZE, SIZE, pixels, &err));
-                assert_ok(encoder.encode(encoder.self, pixels, 1, SIZE, SIZE, summary, spatial, &err));
+                assert_ok(encoder.encode(encoder.self, pixels, NULL, 1, SIZE, SIZE, summary, spatial, &err));
                 features(0, shard, ordinal, v, target, 6);
                 summary_cos += cosine(summary, target, 6);
                 features(4, shard, ordinal, v, target, 16 * 5);

@@ -204,9 +204,12 @@ static void test_random_file(void **state)
     assert_ok(agglo_student_open(&encoder, backend, c, NULL, 0, 2, &err));
     assert_int_equal(encoder.info.patch, 4);
     assert_int_equal(encoder.info.preprocess.size, 16);
-    assert_ok(encoder.encode(encoder.self, pixels, 2, 8, 16, summary, spatial, &err));
+    assert_ok(encoder.encode(encoder.self, pixels, NULL, 2, 8, 16, summary, spatial, &err));
     assert_memory_equal(summary, summary + 16, 16 * sizeof(float)); /* equal pictures */
-    assert_fails(encoder.encode(encoder.self, pixels, 1, 9, 16, summary, spatial, &err), AGGLO_E_CONFIG, "multiples");
+    assert_fails(encoder.encode(encoder.self, pixels, &(agglo_extent){8, 4}, 1, 8, 16, summary, spatial, &err),
+                 AGGLO_E_UNSUPPORTED, "padded");
+    assert_fails(encoder.encode(encoder.self, pixels, NULL, 1, 9, 16, summary, spatial, &err), AGGLO_E_CONFIG,
+                 "multiples");
     agglo_encoder_clear(&encoder);
     assert_fails(agglo_student_open(&encoder, backend, c, "clip", 0, 2, &err), AGGLO_E_NOT_FOUND, "none");
     assert_fails(agglo_student_open(&encoder, backend, a, "dino", 0, 2, &err), AGGLO_E_NOT_FOUND, "clip");
@@ -214,7 +217,7 @@ static void test_random_file(void **state)
     assert_ok(agglo_student_open(&encoder, backend, a, "clip", 0, 2, &err));
     assert_int_equal(encoder.info.summary_dim, 12);
     assert_int_equal(encoder.info.spatial_dim, 10);
-    assert_ok(encoder.encode(encoder.self, pixels, 2, 8, 16, summary, spatial, &err));
+    assert_ok(encoder.encode(encoder.self, pixels, NULL, 2, 8, 16, summary, spatial, &err));
     assert_true(isfinite(spatial[2 * 8 * 10 - 1]));
     agglo_encoder_clear(&encoder);
 

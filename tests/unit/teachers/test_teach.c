@@ -391,7 +391,7 @@ static void records_are_what_they_say(void **state)
                 assert_true(record.info.x == view.x && record.info.y == view.y && record.info.w == view.w &&
                             record.info.h == view.h && record.info.flip == view.flip);
                 assert_true(record.info.pixel_hash == agglo_pixel_hash(pixels, 32, 32));
-                assert_ok(encoder.encode(encoder.self, pixels, 1, 32, 32, summary, spatial, &err));
+                assert_ok(encoder.encode(encoder.self, pixels, NULL, 1, 32, 32, summary, spatial, &err));
                 assert_ok(agglo_record_decode(&record, got_summary, got_spatial, &err));
                 assert_memory_equal(summary, got_summary, sizeof summary);
                 assert_memory_equal(spatial, got_spatial, sizeof spatial);

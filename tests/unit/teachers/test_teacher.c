@@ -229,6 +229,17 @@ static agglo_status try_open(const char *weights, const char *arch, agglo_err *e
     return status;
 }
 
+static agglo_status recognise(const char *path, const char *arch, agglo_teacher_config *out, agglo_err *err)
+{
+    agglo_weights *weights;
+
+    if (agglo_weights_open(&weights, path, err) == AGGLO_OK) {
+        agglo_teacher_recognise(weights, arch, out, err);
+        agglo_weights_close(weights);
+    }
+    return err->status;
+}
+
 /* Both outputs for a batch of seeded pixels; *out is [batch, summary + spatial], to be freed. */
 static float *run(const agglo_encoder *t, int batch, int height, int width, size_t *n)
 {
@@ -241,7 +252,7 @@ static float *run(const agglo_encoder *t, int batch, int height, int width, size
     float *out = (float *)agglo_alloc(n_summary + n_spatial, sizeof *out, &err);
 
     test_random_bytes(&random, pixels, n_pixels);
-    assert_ok(t->encode(t->self, pixels, batch, height, width, out, out + n_summary, &err));
+    assert_ok(t->encode(t->self, pixels, NULL, batch, height, width, out, out + n_summary, &err));
     agglo_free(pixels);
     *n = n_summary + n_spatial;
     return out;
@@ -295,7 +306,7 @@ static void random_weights_know_themselves(void **state)
         }
         assert_ok(agglo_teacher_check(&wrote, &err));
         path = write_small(dir, "a.safetensors", &wrote);
-        assert_ok(agglo_teacher_recognise(path, "", &read, &err));
+        assert_ok(recognise(path, "", &read, &err));
         assert_memory_equal(&read.dim, &wrote.dim, sizeof read - offsetof(agglo_teacher_config, dim));
         assert_string_equal(read.arch, wrote.arch);
         assert_ok(open_with(&teacher, path, names[i], &err));
@@ -354,7 +365,7 @@ static void sources_of_facts(void **state)
 
     (void)state;
     rewrite(a, b, false, keep, "");
-    assert_ok(agglo_teacher_recognise(b, "", &read, &err));
+    assert_ok(recognise(b, "", &read, &err));
     assert_int_equal(read.heads, 1); /* 32 / 64, at least one */
     assert_int_equal(read.act, AGGLO_ACT_GELU);
     assert_true(read.norm_eps == 1e-5f);
@@ -362,7 +373,7 @@ static void sources_of_facts(void **state)
     write_text(test_path(dir, "config.json"),
                "{\"model_type\": \"clip\", \"projection_dim\": 24, \"vision_config\": "
                "{\"hidden_size\": 32, \"num_attention_heads\": 8, \"layer_norm_eps\": 1e-4}}");
-    assert_ok(agglo_teacher_recognise(b, "clip", &read, &err));
+    assert_ok(recognise(b, "clip", &read, &err));
     assert_int_equal(read.heads, 8);
     assert_int_equal(read.act, AGGLO_ACT_QUICK_GELU); /* transformers' default, which it leaves out */
     assert_true(read.norm_eps == 1e-4f);
@@ -372,11 +383,11 @@ static void sources_of_facts(void **state)
                                                 "\"hidden_act\": \"gelu\"}");
     write_text(test_path(dir, "b.preprocessor_config.json"),
                "{\"image_mean\": [0.5, 0.5, 0.5], \"image_std\": [0.5, 0.5, 0.25]}");
-    assert_ok(agglo_teacher_recognise(b, "", &read, &err));
+    assert_ok(recognise(b, "", &read, &err));
     assert_int_equal(read.heads, 4);
     assert_int_equal(read.act, AGGLO_ACT_GELU);
     assert_true(read.mean[0] == 0.5f && read.std[2] == 0.25f);
-    assert_ok(agglo_teacher_recognise(a, "", &read, &err));
+    assert_ok(recognise(a, "", &read, &err));
     assert_int_equal(read.heads, 2);
 }
 
@@ -545,18 +556,18 @@ static void planned_once(void **state)
     (void)state;
     assert_ok(open_with(&teacher, path, "", &err));
     assert_int_equal(agglo_teacher_plans(&teacher), 0);
-    assert_ok(teacher.encode(teacher.self, pixels, 4, 16, 16, summary, spatial, &err));
-    assert_ok(teacher.encode(teacher.self, pixels, 3, 16, 16, summary, spatial, &err));
+    assert_ok(teacher.encode(teacher.self, pixels, NULL, 4, 16, 16, summary, spatial, &err));
+    assert_ok(teacher.encode(teacher.self, pixels, NULL, 3, 16, 16, summary, spatial, &err));
     assert_int_equal(agglo_teacher_plans(&teacher), 1);
     before = agglo_alloc_counts().n_total;
     for (int i = 0; i < 5; i++) {
-        assert_ok(teacher.encode(teacher.self, pixels, 4 - i % 3, 16, 16, summary, spatial, &err));
-        assert_ok(teacher.encode(teacher.self, pixels, 1, 16, 16, NULL, spatial, &err));
-        assert_ok(teacher.encode(teacher.self, pixels, 1, 16, 16, summary, NULL, &err));
+        assert_ok(teacher.encode(teacher.self, pixels, NULL, 4 - i % 3, 16, 16, summary, spatial, &err));
+        assert_ok(teacher.encode(teacher.self, pixels, NULL, 1, 16, 16, NULL, spatial, &err));
+        assert_ok(teacher.encode(teacher.self, pixels, NULL, 1, 16, 16, summary, NULL, &err));
     }
     assert_int_equal(agglo_alloc_counts().n_total, before);
     assert_int_equal(agglo_teacher_plans(&teacher), 1);
-    assert_ok(teacher.encode(teacher.self, pixels, 4, 24, 16, summary, spatial, &err));
+    assert_ok(teacher.encode(teacher.self, pixels, NULL, 4, 24, 16, summary, spatial, &err));
     assert_int_equal(agglo_teacher_plans(&teacher), 2);
     agglo_encoder_clear(&teacher);
 }
@@ -584,10 +595,10 @@ static void batches_do_not_matter(void **state)
             all[k] = (float *)agglo_alloc(N, (k == 0 ? n_summary : n_spatial) * sizeof(float), &err);
             one[k] = (float *)agglo_alloc(N, (k == 0 ? n_summary : n_spatial) * sizeof(float), &err);
         }
-        assert_ok(t.encode(t.self, pixels, 32, SIDE, SIDE, all[0], all[1], &err));
+        assert_ok(t.encode(t.self, pixels, NULL, 32, SIDE, SIDE, all[0], all[1], &err));
         for (int first = 0, n = 1; first < 32; first += n, n = n % 7 + 1) {
             n = first + n > 32 ? 32 - first : n;
-            assert_ok(t.encode(t.self, pixels + (size_t)first * n_pixels, n, SIDE, SIDE, one[0], one[1], &err));
+            assert_ok(t.encode(t.self, pixels + (size_t)first * n_pixels, NULL, n, SIDE, SIDE, one[0], one[1], &err));
             assert_memory_equal(one[0], all[0] + (size_t)first * n_summary, (size_t)n * n_summary * sizeof(float));
             assert_memory_equal(one[1], all[1] + (size_t)first * n_spatial, (size_t)n * n_spatial * sizeof(float));
         }

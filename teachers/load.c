@@ -1,0 +1,71 @@
+/* Named tensors into parameters; see load.h. */
+#include "teachers/load.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static char *shape_text(int rank, const int64_t *shape, char *out, size_t n_bytes)
+{
+    size_t used = (size_t)snprintf(out, n_bytes, "[");
+
+    for (int i = 0; i < rank && used + 24 < n_bytes; i++) {
+        used += (size_t)snprintf(out + used, n_bytes - used, "%s%lld", i > 0 ? ", " : "", (long long)shape[i]);
+    }
+    snprintf(out + used, n_bytes - used, "]");
+    return out;
+}
+
+/* Shapes are compared axis by axis; a leading extent of 1 may be missing or extra. */
+static bool same_shape(const agglo_st_tensor *t, const agglo_layout_tensor *expected)
+{
+    const int64_t *a = t->shape, *b = expected->shape;
+    int rank_a = t->rank, rank_b = expected->rank;
+
+    for (; rank_a > 0 && rank_a > rank_b && *a == 1; rank_a--) {
+        a++;
+    }
+    for (; rank_b > 0 && rank_b > rank_a && *b == 1; rank_b--) {
+        b++;
+    }
+    return rank_a == rank_b && memcmp(a, b, (size_t)rank_a * sizeof *a) == 0;
+}
+
+static agglo_status load_one(agglo_params *params, const agglo_weights *weights, const agglo_layout_tensor *expected,
+                             agglo_err *err)
+{
+    agglo_param *param = agglo_params_find(params, expected->param);
+    const agglo_st_tensor *t = agglo_weights_find(weights, expected->name);
+    agglo_st_tensor view;
+    char found[128], wanted[128];
+
+    AGGLO_ASSERT(param != NULL);
+    shape_text(expected->rank, expected->shape, wanted, sizeof wanted);
+    if (t == NULL) {
+        return agglo_fail(err, AGGLO_E_DATA, "tensor %s is missing, expected shape %s", expected->name, wanted);
+    }
+    if (!same_shape(t, expected)) {
+        return agglo_fail(err, AGGLO_E_DATA, "tensor %s has shape %s, expected %s", t->name,
+                          shape_text(t->rank, t->shape, found, sizeof found), wanted);
+    }
+    if (t->dtype != AGGLO_F32 && t->dtype != AGGLO_F16 && t->dtype != AGGLO_BF16 && t->dtype != AGGLO_F64) {
+        return agglo_fail(err, AGGLO_E_UNSUPPORTED, "tensor %s is %s, expected F32, F16, BF16 or F64", t->name,
+                          t->dtype_text);
+    }
+    /* the parameter's own rank: a convolution's kernel is a row, leading extents of 1 go */
+    view = *t;
+    view.rank = param->value.rank;
+    view.shape[0] = view.rank == 2 ? t->n_elements / param->value.shape[1] : t->n_elements;
+    view.shape[1] = param->value.shape[1];
+    return agglo_param_load_rows(params, param, expected->first_row, &view, err);
+}
+
+agglo_status agglo_load_params(agglo_params *params, const agglo_weights *weights, const agglo_layout_tensor *tensors,
+                               size_t n_tensors, agglo_err *err)
+{
+    for (size_t i = 0; i < n_tensors; i++) {
+        if (tensors[i].param[0] != '\0' && load_one(params, weights, &tensors[i], err) != AGGLO_OK) {
+            return err->status;
+        }
+    }
+    return AGGLO_OK;
+}
