@@ -175,6 +175,7 @@ static void describe(agglo_encoder_info *info, const agglo_vit_encoder_config *c
     /* CLIP: short side straight to size; DINOv2: 256 for a crop of 224 */
     info->preprocess.resize_to = clip ? size : (int)lround((double)size * 256.0 / 224.0);
     info->preprocess.fit = AGGLO_FIT_CROP;
+    info->preprocess.centre = AGGLO_CENTRE_DOWN; /* the layouts read so far are all transformers' */
     info->preprocess.filter = AGGLO_BICUBIC;
     memcpy(info->preprocess.mean, m->mean, sizeof m->mean);
     memcpy(info->preprocess.std, m->std, sizeof m->std);
