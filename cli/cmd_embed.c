@@ -110,6 +110,10 @@ static agglo_status run(agglo_cli *cli, agglo_err *err)
                    weights == NULL ? "weights FILE" : "out FILE.safetensors|DIR");
         goto done;
     }
+    if (agglo_embed_out_is_file(out_path) && agglo_path_is_dir(out_path)) {
+        agglo_fail(err, AGGLO_E_CONFIG, "--out %s is a folder, and its name is a file's", out_path);
+        goto done;
+    }
     if ((spool_dir = spool_dir_of(err)) == NULL ||
         agglo_pictures_new(&pictures, cli->args.items, cli->args.n, spool_dir, err) != AGGLO_OK ||
         agglo_backend_open(&backend, cli->device, (int)cli->threads, err) != AGGLO_OK ||

@@ -153,11 +153,12 @@ static agglo_status close_stream(agglo_embed_out *o, agglo_err *err)
     return err->status;
 }
 
-static bool ends_in(const char *text, const char *end)
+bool agglo_embed_out_is_file(const char *path)
 {
-    size_t n = strlen(text), m = strlen(end);
+    static const char end[] = ".safetensors";
+    size_t n = strlen(path), m = sizeof end - 1;
 
-    return n > m && strcmp(text + n - m, end) == 0;
+    return n > m && strcmp(path + n - m, end) == 0;
 }
 
 /* A folder holds features of one kind: what embed.json says must be what is about to be written. */
@@ -198,7 +199,7 @@ agglo_status agglo_embed_out_open(agglo_embed_out **out, const char *path, const
         (o->files = json_array()) == NULL) {
         goto fail;
     }
-    o->folder = !ends_in(path, ".safetensors");
+    o->folder = !agglo_embed_out_is_file(path);
     o->info = *info;
     o->spatial = spatial;
     o->dtype = dtype;

@@ -18,6 +18,9 @@ typedef struct agglo_embed_out agglo_embed_out;
 #define AGGLO_EMBED_KEY_BYTES 1100
 void agglo_embed_key(const char *key, char *out, size_t n);
 
+/* Does this path stand for safetensors files, by its end? Otherwise for a folder. */
+bool agglo_embed_out_is_file(const char *path);
+
 /* `path` ends in ".safetensors": files, the further ones PATH-2.safetensors, ...; otherwise a folder. facts: object of texts, borrowed; what
  * the features are of, kept as the files' metadata or as embed.json. most: pictures in one file, 0: as many as a header takes. */
 agglo_status agglo_embed_out_open(agglo_embed_out **out, const char *path, const agglo_encoder_info *info, bool spatial,
