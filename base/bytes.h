@@ -64,4 +64,21 @@ static inline void agglo_put_be32(void *p, uint32_t v)
     b[3] = (uint8_t)v;
 }
 
+/* The length of the UTF-8 sequence at p (NUL-terminated), 0 when it is none: cut, overlong, a surrogate, too large. */
+static inline int agglo_utf8_length(const uint8_t *p)
+{
+    int n = p[0] < 0x80 ? 1 : p[0] < 0xc2 ? 0 : p[0] < 0xe0 ? 2 : p[0] < 0xf0 ? 3 : p[0] < 0xf5 ? 4 : 0;
+
+    for (int i = 1; i < n; i++) {
+        if ((p[i] & 0xc0) != 0x80) {
+            return 0;
+        }
+    }
+    if ((p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xed && p[1] > 0x9f) || (p[0] == 0xf0 && p[1] < 0x90) ||
+        (p[0] == 0xf4 && p[1] > 0x8f)) {
+        return 0;
+    }
+    return n;
+}
+
 #endif

@@ -474,6 +474,93 @@ uint64_t agglo_new_file_size(const agglo_new_file *file)
     return file->n_bytes;
 }
 
+agglo_status agglo_new_file_rewrite(agglo_new_file *file, uint64_t offset, const void *data, size_t n_bytes,
+                                    agglo_err *err)
+{
+    AGGLO_ASSERT(offset <= file->n_bytes && n_bytes <= file->n_bytes - offset);
+    for (size_t done = 0; done < n_bytes;) {
+        ssize_t n = pwrite(file->fd, (const char *)data + done, n_bytes - done, (off_t)(offset + done));
+
+        if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n < 0) {
+            agglo_fail(err, AGGLO_E_IO, "%s", strerror(errno));
+            return cannot_write(file->path, err);
+        }
+        done += (size_t)n;
+    }
+    return AGGLO_OK;
+}
+
+/* The first n_bytes of one open file to the end of another. */
+static agglo_status append_from(int from, uint64_t n_bytes, int to, agglo_err *err)
+{
+    enum { CHUNK = 1 << 20 };
+    uint8_t *buffer = agglo_alloc(CHUNK, 1, err);
+
+    for (uint64_t at = 0; buffer != NULL && at < n_bytes && err->status == AGGLO_OK;) {
+        size_t n = n_bytes - at < CHUNK ? (size_t)(n_bytes - at) : CHUNK;
+
+        if (agglo_fd_read_at(from, at, buffer, n, err) == AGGLO_OK) {
+            agglo_fd_write(to, buffer, n, err);
+        }
+        at += n;
+    }
+    agglo_free(buffer);
+    return err->status;
+}
+
+/* Everything once more, into a new temporary file that takes the place of the old one. */
+static agglo_status prepend_by_copy(agglo_new_file *file, const agglo_new_file *front, agglo_err *err)
+{
+    char *dir = agglo_path_dir(file->temp, err), *temp = dir != NULL ? temp_name(dir, file->path, err) : NULL;
+    int fd = temp != NULL ? open_temp(temp) : -1;
+
+    agglo_free(dir);
+    if (temp == NULL) {
+        return err->status;
+    }
+    if (fd < 0) {
+        agglo_fail(err, AGGLO_E_IO, "%s", strerror(errno));
+    } else if (append_from(front->fd, front->n_bytes, fd, err) == AGGLO_OK &&
+               append_from(file->fd, file->n_bytes, fd, err) == AGGLO_OK) {
+        char *old = file->temp;
+        int old_fd = file->fd;
+
+        file->temp = temp;
+        file->fd = fd;
+        temp = old;
+        fd = old_fd;
+    }
+    if (fd >= 0) {
+        close(fd);
+        unlink(temp);
+    }
+    agglo_free(temp);
+    return err->status;
+}
+
+agglo_status agglo_new_file_prepend(agglo_new_file *file, const agglo_new_file *front, agglo_err *err)
+{
+    enum { BLOCK = 4096 };
+    bool moved = front->n_bytes % BLOCK == 0 && front->n_bytes > 0 && file->n_bytes > 0 &&
+                 fallocate(file->fd, FALLOC_FL_INSERT_RANGE, 0, (off_t)front->n_bytes) == 0;
+
+    if (!moved) {
+        prepend_by_copy(file, front, err);
+    } else if (lseek(file->fd, 0, SEEK_SET) != 0) {
+        agglo_fail(err, AGGLO_E_IO, "%s", strerror(errno));
+    } else if (append_from(front->fd, front->n_bytes, file->fd, err) == AGGLO_OK && lseek(file->fd, 0, SEEK_END) < 0) {
+        agglo_fail(err, AGGLO_E_IO, "%s", strerror(errno));
+    }
+    if (err->status != AGGLO_OK) {
+        return cannot_write(file->path, err);
+    }
+    file->n_bytes += front->n_bytes;
+    return AGGLO_OK;
+}
+
 const char *agglo_new_file_temp(const agglo_new_file *file)
 {
     return file->temp;

@@ -65,6 +65,12 @@ agglo_status agglo_new_file_open(agglo_new_file **out, const char *path, const c
 agglo_status agglo_new_file_write(agglo_new_file *file, const void *data, size_t n_bytes, agglo_err *err);
 /* Bytes written so far. */
 uint64_t agglo_new_file_size(const agglo_new_file *file);
+/* Bytes that were written already, once more; offset + n_bytes lies within the file. */
+agglo_status agglo_new_file_rewrite(agglo_new_file *file, uint64_t offset, const void *data, size_t n_bytes,
+                                    agglo_err *err);
+/* Put all that `front` holds in front of what `file` holds. Where the file system can move a file's bytes (ext4, XFS) and front's size is a
+ * multiple of 4096 only front is written; otherwise all of it once more, and both stand on the disk for a while. */
+agglo_status agglo_new_file_prepend(agglo_new_file *file, const agglo_new_file *front, agglo_err *err);
 /* Path of the temporary file (for libraries that write by name); borrowed. */
 const char *agglo_new_file_temp(const agglo_new_file *file);
 /* fsync, rename, fsync the directory. The object is freed whatever happens; on failure nothing remains. */

@@ -2,7 +2,7 @@
  *
  *     u64 N, little-endian | N bytes of JSON, padded with spaces | data, tiled by the tensors without holes
  */
-#include "base/safetensors.h"
+#include "base/safetensors_impl.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,7 +10,7 @@
 
 #include "base/json.h"
 
-enum { PREFIX = 8, MAX_HEADER = 100000000, MAX_DEPTH = 3 };
+enum { PREFIX = AGGLO_ST_PREFIX, MAX_HEADER = AGGLO_ST_MAX_HEADER, MAX_DEPTH = 3 };
 
 static const char metadata_key[] = "__metadata__";
 
@@ -408,28 +408,11 @@ static void *grow(void *items, size_t n, size_t *capacity, size_t size, agglo_er
     return grown;
 }
 
-/* The length of the UTF-8 sequence at p (NUL-terminated), 0 when it is none: cut, overlong, a surrogate, too large. */
-static int utf8_length(const uint8_t *p)
-{
-    int n = p[0] < 0x80 ? 1 : p[0] < 0xc2 ? 0 : p[0] < 0xe0 ? 2 : p[0] < 0xf0 ? 3 : p[0] < 0xf5 ? 4 : 0;
-
-    for (int i = 1; i < n; i++) {
-        if ((p[i] & 0xc0) != 0x80) {
-            return 0;
-        }
-    }
-    if ((p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xed && p[1] > 0x9f) || (p[0] == 0xf0 && p[1] < 0x90) ||
-        (p[0] == 0xf4 && p[1] > 0x8f)) {
-        return 0;
-    }
-    return n;
-}
-
 /* The header is UTF-8. With this known beforehand, jansson can fail for want of memory alone. */
-static agglo_status check_text(const char *text, agglo_err *err)
+agglo_status agglo_st_check_text(const char *text, agglo_err *err)
 {
     for (const uint8_t *p = (const uint8_t *)text; *p != '\0';) {
-        int n = utf8_length(p);
+        int n = agglo_utf8_length(p);
 
         if (n == 0) {
             agglo_fail(err, AGGLO_E_DATA, "the text is not UTF-8");
@@ -440,11 +423,22 @@ static agglo_status check_text(const char *text, agglo_err *err)
     return AGGLO_OK;
 }
 
+const char *agglo_st_dtype_text(agglo_dtype dtype)
+{
+    size_t i = 0;
+
+    AGGLO_ASSERT(dtype != AGGLO_DTYPE_OTHER);
+    while (dtype_table[i].dtype != dtype) {
+        i++;
+    }
+    return dtype_table[i].text;
+}
+
 agglo_status agglo_st_writer_meta(agglo_st_writer *writer, const char *key, const char *value, agglo_err *err)
 {
     meta_pair *meta;
 
-    if (check_text(key, err) != AGGLO_OK || check_text(value, err) != AGGLO_OK) {
+    if (agglo_st_check_text(key, err) != AGGLO_OK || agglo_st_check_text(value, err) != AGGLO_OK) {
         return agglo_at(err, "%s", metadata_key);
     }
     meta = grow(writer->meta, writer->n_meta, &writer->meta_capacity, sizeof *meta, err);
@@ -471,13 +465,8 @@ agglo_status agglo_st_writer_add(agglo_st_writer *writer, const char *name, aggl
         t.shape[i] = shape[i];
     }
     AGGLO_ASSERT(agglo_size_mul((size_t)t.n_elements, agglo_dtype_size(dtype), &t.n_bytes));
-    for (size_t i = 0; i < AGGLO_COUNT(dtype_table); i++) {
-        if (dtype_table[i].dtype == dtype) {
-            t.dtype_text = dtype_table[i].text;
-            break;
-        }
-    }
-    if (check_text(name, err) != AGGLO_OK) {
+    t.dtype_text = agglo_st_dtype_text(dtype);
+    if (agglo_st_check_text(name, err) != AGGLO_OK) {
         return agglo_at(err, "tensor");
     }
     tensors = grow(writer->tensors, writer->n_tensors, &writer->tensor_capacity, sizeof *tensors, err);

@@ -58,6 +58,26 @@ agglo_status agglo_st_writer_add(agglo_st_writer *writer, const char *name, aggl
 agglo_status agglo_st_writer_write(agglo_st_writer *writer, const char *path, agglo_err *err);
 void agglo_st_writer_free(agglo_st_writer *writer);
 
+/* Writing what does not fit into memory: tensors go to the file as they come, one behind the other, and the header's text to a second
+ * temporary file that is put in front at the end (agglo_new_file_prepend). Memory does not grow with the number of tensors; the header is
+ * padded with spaces so that the data begin at a multiple of 4096. Equal calls give equal bytes. */
+typedef struct agglo_st_stream agglo_st_stream;
+
+agglo_status agglo_st_stream_open(agglo_st_stream **out, const char *path, agglo_err *err);
+/* Before the first tensor. A key may come once: the caller sees to it. AGGLO_E_DATA for texts that are not UTF-8. */
+agglo_status agglo_st_stream_meta(agglo_st_stream *stream, const char *key, const char *value, agglo_err *err);
+/* Whether a header takes these n_names more tensors, whose names have n_bytes altogether (a format's limit: 100 MB). */
+bool agglo_st_stream_fits(const agglo_st_stream *stream, size_t n_names, size_t n_bytes);
+/* A name may come once: the caller sees to it. The tensor fits (agglo_st_stream_fits). `data` is not needed afterwards. On a failure the
+ * stream is good for agglo_st_stream_abort only. */
+agglo_status agglo_st_stream_add(agglo_st_stream *stream, const char *name, agglo_dtype dtype, int rank,
+                                 const int64_t *shape, const void *data, agglo_err *err);
+/* Bytes so far, header and data. */
+uint64_t agglo_st_stream_size(const agglo_st_stream *stream);
+/* The file appears under its name, whole and synced. The object is freed whatever happens; on failure nothing remains. */
+agglo_status agglo_st_stream_commit(agglo_st_stream *stream, agglo_err *err);
+void agglo_st_stream_abort(agglo_st_stream *stream); /* nothing remains; NULL is fine */
+
 #ifdef __cplusplus
 }
 #endif

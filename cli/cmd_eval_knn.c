@@ -22,7 +22,7 @@ static const agglo_option options[] = {
 static agglo_status features_of(agglo_features *out, const agglo_encoder *encoder, const agglo_dataset *dataset,
                                 const char *path, int n_workers, agglo_err *err)
 {
-    if (agglo_features_of(out, encoder, dataset, n_workers, err) == AGGLO_OK && out->n == 0) {
+    if (agglo_features_of(out, encoder, dataset, path, n_workers, err) == AGGLO_OK && out->n == 0) {
         agglo_fail(err, AGGLO_E_DATA, "no picture with a label could be read");
         agglo_doing(err, "cannot classify");
     }
@@ -33,6 +33,7 @@ static agglo_status run(agglo_cli *cli, agglo_err *err)
 {
     agglo_knn_config config = agglo_knn_config_default();
     agglo_backend *backend = NULL;
+    agglo_encoder_options model;
     agglo_encoder encoder = {0};
     agglo_dataset *train = NULL, *val = NULL;
     agglo_features bank = {0}, queries = {0};
@@ -46,12 +47,13 @@ static agglo_status run(agglo_cli *cli, agglo_err *err)
                           : val_dir == NULL ? "val DATASET"
                                             : "weights FILE");
     }
+    model = (agglo_encoder_options){.weights = weights, .head = head, .size = (int)size};
     config.k = (int)k;
     config.temperature = temperature;
     if (agglo_dataset_open(&train, &train_dir, 1, err) != AGGLO_OK ||
         agglo_dataset_open(&val, &val_dir, 1, err) != AGGLO_OK ||
         agglo_backend_open(&backend, cli->device, (int)cli->threads, err) != AGGLO_OK ||
-        agglo_encoder_open(&encoder, backend, weights, head, (int)size, 32, err) != AGGLO_OK ||
+        agglo_encoder_open(&encoder, backend, &model, err) != AGGLO_OK ||
         features_of(&bank, &encoder, train, train_dir, n_workers, err) != AGGLO_OK ||
         features_of(&queries, &encoder, val, val_dir, n_workers, err) != AGGLO_OK) {
         goto done;

@@ -1,18 +1,26 @@
-/* A teacher or a student from one weights file, and its features over a whole dataset: what evaluation and inspection share. */
+/* A teacher or a student from one weights file, and its summaries over a whole labelled dataset: what evaluations share. */
 #ifndef AGGLO_CLI_FEATURES_H
 #define AGGLO_CLI_FEATURES_H
 
 #include "ingest/dataset.h"
-#include "tensor/encoder.h"
+#include "teachers/teacher.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-/* Open whatever the file is: a student (told by its metadata) or a teacher. head: a student's head by name, NULL for its backbone
- * (AGGLO_E_CONFIG with a teacher). size 0: the model's own. */
-agglo_status agglo_encoder_open(agglo_encoder *out, agglo_backend *backend, const char *path, const char *head,
-                                int size, int max_batch, agglo_err *err);
+typedef struct agglo_encoder_options {
+    const char *weights;
+    const char *head;            /* a student's head by name, NULL for its backbone (AGGLO_E_CONFIG with a teacher) */
+    const char *arch;            /* what the file must be; NULL: recognised */
+    int size;                    /* side of the input, 0: the model's own */
+    int max_batch;               /* 0: 32 */
+    agglo_pos_interp pos_interp; /* of a teacher; anything but AUTO is AGGLO_E_CONFIG with a student */
+} agglo_encoder_options;
+
+/* Open whatever the file is: a student (told by its metadata) or a teacher. */
+agglo_status agglo_encoder_open(agglo_encoder *out, agglo_backend *backend, const agglo_encoder_options *options,
+                                agglo_err *err);
 
 /* Summaries of all labelled samples of a dataset, in order, each whole picture prepared as the model expects. */
 typedef struct agglo_features {
@@ -25,9 +33,9 @@ typedef struct agglo_features {
     uint32_t n_lost_shards;
 } agglo_features;
 
-/* n_workers threads decode and render. AGGLO_E_STOPPED on a signal. */
+/* n_workers threads decode and render. `name` is the dataset's, for messages. AGGLO_E_STOPPED on a signal. */
 agglo_status agglo_features_of(agglo_features *out, const agglo_encoder *encoder, const agglo_dataset *dataset,
-                               int n_workers, agglo_err *err);
+                               const char *name, int n_workers, agglo_err *err);
 void agglo_features_clear(agglo_features *features); /* safe on a zeroed one */
 
 #ifdef __cplusplus

@@ -11,6 +11,7 @@ typedef struct path_list {
     agglo_arena *arena;
     char **items;
     size_t n, room;
+    bool keep_datasets;
 } path_list;
 
 static agglo_status append(path_list *list, const char *path, agglo_err *err)
@@ -117,7 +118,11 @@ static agglo_status append_dir(path_list *list, const char *dir, agglo_err *err)
     dataset = agglo_path_join(dir, "dataset.json", err);
     shards = agglo_path_join(dir, "shards", err);
     if (dataset != NULL && shards != NULL && agglo_path_exists(dataset) && agglo_path_is_dir(shards)) {
-        append_tars(list, shards, err);
+        if (list->keep_datasets) {
+            append(list, dir, err);
+        } else {
+            append_tars(list, shards, err);
+        }
     }
     agglo_free(dataset);
     agglo_free(shards);
@@ -251,10 +256,9 @@ static agglo_status spread_braces(path_list *list, const char *pattern, int dept
     }
 }
 
-agglo_status agglo_ingest_expand(const char *const *sources, size_t n_sources, agglo_arena *arena, char ***paths,
-                                 size_t *n, agglo_err *err)
+static agglo_status expand(path_list list, const char *const *sources, size_t n_sources, char ***paths, size_t *n,
+                           agglo_err *err)
 {
-    path_list list = {.arena = arena};
     size_t n_stdin = 0;
 
     *paths = NULL;
@@ -273,4 +277,16 @@ agglo_status agglo_ingest_expand(const char *const *sources, size_t n_sources, a
     *paths = list.items;
     *n = list.n;
     return AGGLO_OK;
+}
+
+agglo_status agglo_ingest_expand(const char *const *sources, size_t n_sources, agglo_arena *arena, char ***paths,
+                                 size_t *n, agglo_err *err)
+{
+    return expand((path_list){.arena = arena}, sources, n_sources, paths, n, err);
+}
+
+agglo_status agglo_ingest_expand_whole(const char *const *sources, size_t n_sources, agglo_arena *arena, char ***paths,
+                                       size_t *n, agglo_err *err)
+{
+    return expand((path_list){.arena = arena, .keep_datasets = true}, sources, n_sources, paths, n, err);
 }

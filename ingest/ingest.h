@@ -52,6 +52,9 @@ typedef struct agglo_ingest_report {
  * matches nothing. */
 agglo_status agglo_ingest_expand(const char *const *sources, size_t n_sources, agglo_arena *arena, char ***paths,
                                  size_t *n, agglo_err *err);
+/* The same, but a dataset stands for itself, not for its tars. */
+agglo_status agglo_ingest_expand_whole(const char *const *sources, size_t n_sources, agglo_arena *arena, char ***paths,
+                                       size_t *n, agglo_err *err);
 
 /* Ingest. AGGLO_OK even when sources failed: the report counts them (exit status 3). The report is filled on any return. */
 agglo_status agglo_ingest(const char *const *paths, size_t n_paths, const agglo_ingest_options *options,

@@ -224,12 +224,12 @@ agglo_status agglo_render_views(agglo_renderer *renderer, agglo_bytes encoded, i
     return AGGLO_OK;
 }
 
-/* n / 2, a half to the even neighbour: where Python's round() puts a centre crop. */
-static int half_even(int n)
+/* Where a centre crop begins when n pixels are left over: Python's round(n / 2) or n // 2. */
+static int centre_of(int n, agglo_centre rule)
 {
     int q = n / 2;
 
-    return n % 2 != 0 ? q + q % 2 : q;
+    return rule == AGGLO_CENTRE_EVEN && n % 2 != 0 ? q + q % 2 : q;
 }
 
 /* Short side to resize_to, the other truncated; then the middle. */
@@ -249,10 +249,10 @@ static agglo_status whole_crop(agglo_renderer *renderer, const agglo_image *imag
     }
     out_w = wide ? (int)stretched : pre->resize_to;
     out_h = wide ? pre->resize_to : (int)stretched;
-    return agglo_resize(
-        renderer->resizer, &source, pre->filter, out_w, out_h,
-        (agglo_resize_window){half_even(out_w - pre->size), half_even(out_h - pre->size), pre->size, pre->size}, pixels,
-        (size_t)pre->size * 3, err);
+    return agglo_resize(renderer->resizer, &source, pre->filter, out_w, out_h,
+                        (agglo_resize_window){centre_of(out_w - pre->size, pre->centre),
+                                              centre_of(out_h - pre->size, pre->centre), pre->size, pre->size},
+                        pixels, (size_t)pre->size * 3, err);
 }
 
 static int pad_side(int side, int longest, int size)

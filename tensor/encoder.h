@@ -16,6 +16,12 @@ typedef enum agglo_fit {
     AGGLO_FIT_PAD,    /* long side to size, padding below or right (SAM) */
 } agglo_fit;
 
+/* Where the centre crop of a picture begins when an odd number of pixels is left over. They part for 3, 7, 11... pixels: 1 pixel. */
+typedef enum agglo_centre {
+    AGGLO_CENTRE_EVEN, /* half of it, a half to the even neighbour: torchvision, so OpenCLIP, torch-hub's DINOv2, students */
+    AGGLO_CENTRE_DOWN, /* half of it, rounded down: transformers */
+} agglo_centre;
+
 typedef enum agglo_filter { AGGLO_BICUBIC, AGGLO_BILINEAR } agglo_filter;
 
 /* How a whole picture becomes this model's input. In distillation only mean and std apply: crops are square already. */
@@ -23,6 +29,7 @@ typedef struct agglo_preprocess {
     int size;      /* side of the input, pixels */
     int resize_to; /* short side before the centre crop, >= size */
     agglo_fit fit;
+    agglo_centre centre;
     agglo_filter filter;
     float mean[3], std[3]; /* on the 0..1 scale, RGB */
 } agglo_preprocess;

@@ -1,4 +1,4 @@
-# Peak memory of ingest and teach does not grow with the size of the dataset.
+# Peak memory of ingest, teach and embed does not grow with the size of the dataset.
 if grep -qE '__(asan|tsan)_init' "$agglo"; then skip "sanitizers keep freed memory"; fi
 pictures source 9
 mkdir big
@@ -23,3 +23,9 @@ done
 "$maxrss" big.kb "$agglo" teach large.yaml >/dev/null
 echo "teach: $(cat small.kb) KiB for one shard, $(cat big.kb) KiB for twelve"
 [ "$(cat big.kb)" -lt $(($(cat small.kb) + slack)) ] || fail "teach grows with its dataset"
+
+embed() { "$maxrss" $1 "$agglo" embed --weights "$root/weights/clip-tiny.safetensors" --out $2 "${@:3}" >/dev/null 2>&1; }
+embed small.kb one.safetensors big/train-0.tar
+embed big.kb twelve.safetensors big/train-*.tar
+echo "embed: $(cat small.kb) KiB for one shard, $(cat big.kb) KiB for twelve"
+[ "$(cat big.kb)" -lt $(($(cat small.kb) + slack)) ] || fail "embed grows with its input"

@@ -217,6 +217,45 @@ static void a_new_file_appears_when_committed(void **state)
     assert_null(file);
 }
 
+/* By moving bytes where the file system can and the front is whole blocks, by a copy otherwise: equal results. */
+static void a_front_goes_before_what_was_written(void **state)
+{
+    static const size_t fronts[] = {0, 10, 4096, 12288, (1 << 20) + 4096}, bodies[] = {0, 1, 4095, (2 << 20) + 77};
+    const char *dir = test_dir(), *path = test_path(dir, "file");
+    static uint8_t data[(4 << 20)];
+    test_random random = test_random_new(17);
+    agglo_new_file *file, *front;
+    agglo_err err = {0};
+    char *back;
+    size_t n;
+
+    (void)state;
+    test_random_bytes(&random, data, sizeof data);
+    for (size_t i = 0; i < AGGLO_COUNT(fronts) * AGGLO_COUNT(bodies); i++) {
+        size_t n_front = fronts[i / AGGLO_COUNT(bodies)], n_body = bodies[i % AGGLO_COUNT(bodies)];
+
+        assert_ok(agglo_new_file_open(&file, path, NULL, &err));
+        assert_ok(agglo_new_file_open(&front, path, NULL, &err));
+        assert_ok(agglo_new_file_write(file, data + n_front, n_body, &err));
+        for (size_t at = 0; at < n_front; at += n_front / 2 + 1) {
+            size_t piece = n_front - at < n_front / 2 + 1 ? n_front - at : n_front / 2 + 1;
+
+            assert_ok(agglo_new_file_write(front, data + at + 1, piece, &err)); /* wrong, then put right */
+        }
+        assert_ok(agglo_new_file_rewrite(front, 0, data, n_front, &err));
+        assert_ok(agglo_new_file_prepend(file, front, &err));
+        agglo_new_file_abort(front);
+        assert_int_equal(agglo_new_file_size(file), n_front + n_body);
+        assert_ok(agglo_new_file_write(file, data + n_front + n_body, 5, &err)); /* goes on behind it */
+        assert_ok(agglo_new_file_commit(file, &err));
+        assert_int_equal(count_names(dir), 1);
+        assert_ok(agglo_file_read(path, sizeof data, &back, &n, &err));
+        assert_int_equal(n, n_front + n_body + 5);
+        assert_memory_equal(back, data, n);
+        agglo_free(back);
+    }
+}
+
 static void a_scratch_file_moves_over_when_committed(void **state)
 {
     const char *dir = test_dir(), *scratch = test_dir(), *path = test_path(dir, "file");
@@ -615,6 +654,7 @@ int main(void)
         cmocka_unit_test(trees_are_removed_and_links_are_not_followed),
         cmocka_unit_test(reads_are_bounded_and_of_regular_files),
         cmocka_unit_test(a_new_file_appears_when_committed),
+        cmocka_unit_test(a_front_goes_before_what_was_written),
         cmocka_unit_test(a_scratch_file_moves_over_when_committed),
         cmocka_unit_test(a_full_disc_is_one_error_with_its_file),
         cmocka_unit_test(a_failing_commit_leaves_nothing),

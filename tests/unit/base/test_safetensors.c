@@ -291,6 +291,122 @@ static void what_is_written_is_read(void **state)
     }
 }
 
+/* As write_tensors, as a stream. */
+static agglo_status stream_tensors(const char *path, const any_tensor *tensors, size_t n, bool meta, agglo_err *err)
+{
+    agglo_st_stream *stream;
+
+    if (agglo_st_stream_open(&stream, path, err) != AGGLO_OK) {
+        return err->status;
+    }
+    if (meta && agglo_st_stream_meta(stream, "format", "pt", err) == AGGLO_OK) {
+        agglo_st_stream_meta(stream, "caf\xc3\xa9", "\"\\\n\t\x7f", err);
+    }
+    for (size_t i = 0; i < n && err->status == AGGLO_OK; i++) {
+        const any_tensor *t = &tensors[i];
+
+        agglo_st_stream_add(stream, t->name, t->dtype, t->rank, t->shape, t->data, err);
+    }
+    if (err->status != AGGLO_OK) {
+        agglo_st_stream_abort(stream);
+        return err->status;
+    }
+    return agglo_st_stream_commit(stream, err);
+}
+
+static void what_is_streamed_is_read(void **state)
+{
+    test_random random = test_random_new(19);
+    static any_tensor tensors[8];
+    const char *dir = test_dir(), *path = test_path(dir, "a.safetensors");
+    agglo_err err = {0};
+
+    (void)state;
+    for (int round = 0; round < 40; round++) {
+        size_t n = (size_t)round % (AGGLO_COUNT(names) + 1), n_first, n_second;
+        agglo_safetensors *st;
+        char *first, *second;
+
+        make_tensors(&random, tensors, n);
+        assert_ok(stream_tensors(path, tensors, n, round % 2 == 0, &err));
+        assert_ok(agglo_safetensors_open(&st, path, &err));
+        assert_int_equal(agglo_safetensors_count(st), n);
+        for (size_t i = 0; i < n; i++) {
+            const agglo_st_tensor *t = agglo_safetensors_find(st, tensors[i].name);
+
+            assert_non_null(t);
+            assert_int_equal(t->dtype, tensors[i].dtype);
+            assert_int_equal(t->rank, tensors[i].rank);
+            assert_memory_equal(t->shape, tensors[i].shape, (size_t)t->rank * sizeof t->shape[0]);
+            assert_int_equal(t->n_bytes, tensors[i].n_bytes);
+            assert_memory_equal(t->data, tensors[i].data, t->n_bytes);
+        }
+        if (round % 2 == 0) {
+            assert_string_equal(agglo_safetensors_meta(st, "caf\xc3\xa9"), "\"\\\n\t\x7f");
+        }
+        agglo_safetensors_close(st);
+        assert_ok(agglo_file_read(path, 1 << 20, &first, &n_first, &err));
+        assert_int_equal((8 + agglo_le64(first)) % 4096, 0);
+        assert_ok(stream_tensors(path, tensors, n, round % 2 == 0, &err));
+        assert_ok(agglo_file_read(path, 1 << 20, &second, &n_second, &err));
+        assert_int_equal(n_first, n_second);
+        assert_memory_equal(first, second, n_first);
+        agglo_free(first);
+        agglo_free(second);
+    }
+}
+
+static int n_names_in(const char *dir)
+{
+    agglo_arena *arena = NULL;
+    agglo_err err = {0};
+    char **found;
+    size_t n;
+
+    assert_ok(agglo_arena_new(&arena, 0, &err));
+    assert_ok(agglo_list_dir(dir, arena, &found, &n, &err));
+    agglo_arena_free(arena);
+    return (int)n;
+}
+
+/* What was streamed when something failed leaves nothing, and the largest header is known before it is too large. */
+static void a_broken_stream_leaves_nothing(void **state)
+{
+    const char *dir = test_dir(), *path = test_path(dir, "a.safetensors");
+    int64_t n_live = agglo_alloc_counts().n_live;
+    test_random random = test_random_new(23);
+    static any_tensor tensors[4];
+    agglo_st_stream *stream;
+    agglo_err err = {0};
+    float one = 1.0f;
+    bool done = false;
+
+    (void)state;
+    make_tensors(&random, tensors, 4);
+    for (int64_t n = 0; !done; n++) {
+        agglo_err_clear(&err);
+        agglo_alloc_fail_after(n);
+        done = stream_tensors(path, tensors, 4, true, &err) == AGGLO_OK;
+        agglo_alloc_fail_after(-1);
+        assert_true(done || err.status == AGGLO_E_MEMORY);
+        assert_int_equal(n_names_in(dir), done);
+        assert_int_equal(agglo_alloc_counts().n_live, n_live);
+    }
+    assert_ok(agglo_st_stream_open(&stream, path, &err));
+    assert_fails(agglo_st_stream_meta(stream, "k", "\xff", &err), AGGLO_E_DATA, "not UTF-8");
+    assert_fails(agglo_st_stream_add(stream, "\xc3(", AGGLO_F32, 0, NULL, &one, &err), AGGLO_E_DATA, "not UTF-8");
+    assert_true(agglo_st_stream_fits(stream, 2, 2000));
+    assert_true(agglo_st_stream_fits(stream, 300000, 900000));
+    assert_false(agglo_st_stream_fits(stream, 400000, 0));
+    assert_false(agglo_st_stream_fits(stream, 1, 17000000));
+    assert_false(agglo_st_stream_fits(stream, SIZE_MAX, SIZE_MAX));
+    agglo_st_stream_abort(stream);
+    agglo_st_stream_abort(NULL);
+    assert_int_equal(n_names_in(dir), 1);
+    assert_fails(agglo_st_stream_open(&stream, test_path(dir, "none/a"), &err), AGGLO_E_IO, "none/");
+    assert_null(stream);
+}
+
 static void the_hash_is_of_the_file(void **state)
 {
     const char *path = test_path(test_dir(), "a.safetensors");
@@ -473,6 +589,7 @@ int main(void)
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_written_out_file_is_read), cmocka_unit_test(every_rule_is_kept),
         cmocka_unit_test(lying_lengths_are_refused),  cmocka_unit_test(what_is_written_is_read),
+        cmocka_unit_test(what_is_streamed_is_read),   cmocka_unit_test(a_broken_stream_leaves_nothing),
         cmocka_unit_test(the_hash_is_of_the_file),    cmocka_unit_test(bad_texts_are_not_written),
         cmocka_unit_test(flipped_bytes_are_survived), cmocka_unit_test(every_failing_allocation_is_one_clean_error),
     };

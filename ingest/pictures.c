@@ -1,0 +1,596 @@
+/* Pictures out of files, folders, tars and datasets. A source is kept open as long as one of its pictures is in use. */
+#include "ingest/pictures.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/arena.h"
+#include "base/log.h"
+#include "base/stop.h"
+#include "ingest/ingest.h"
+#include "ingest/sample.h"
+#include "ingest/source.h"
+
+/* A file of a folder, or the one that is a source by itself. */
+typedef struct entry {
+    const char *key;
+    uint64_t offset, n_bytes;
+} entry;
+
+typedef struct agglo_pictures_source {
+    const char *path; /* the list's */
+    int n_in_use;     /* pictures, and the list itself while it reads on */
+    agglo_source source;
+    agglo_grouping *grouping; /* of a tar */
+    agglo_arena *texts;       /* of the entries' keys */
+    entry *entries;           /* of a folder */
+    size_t n_entries, room, at;
+    bool is_file;
+    const agglo_dataset *dataset;
+    agglo_dataset *own_dataset;
+    uint32_t shard, ordinal;
+    bool named; /* that this shard has samples that cannot be read */
+} source;
+
+struct agglo_pictures {
+    agglo_arena *texts; /* of the paths */
+    char **paths;
+    size_t n_paths, at;
+    char *spool_dir;
+    source *current; /* NULL: none is open */
+    const agglo_dataset *dataset;
+    const char *dataset_name;
+    bool labelled;
+    uint64_t n_given, max_name, max_bytes;
+    agglo_pictures_report report;
+};
+
+/* ---- what is left out ---- */
+
+void agglo_pictures_reject(agglo_pictures *p, const char *path, const char *key, const agglo_err *reason)
+{
+    char line[1024];
+
+    p->report.n_rejected++;
+    agglo_log(AGGLO_LOG_WARN, "left out %s of %s: %s", key, path, agglo_err_line(reason, line, sizeof line));
+}
+
+static void reject_because(agglo_pictures *p, const char *path, const char *key, const char *why)
+{
+    agglo_err reason = {0};
+
+    agglo_fail(&reason, AGGLO_E_DATA, "%s", why);
+    agglo_pictures_reject(p, path, key, &reason);
+}
+
+/* A path that is not UTF-8 is shown with '?'. */
+static json_t *text_of(const char *text)
+{
+    json_t *out = json_string(text);
+    char plain[256];
+    size_t n = 0;
+
+    if (out != NULL) {
+        return out;
+    }
+    for (; text[n] != '\0' && n + 1 < sizeof plain; n++) {
+        plain[n] = (char)((unsigned char)text[n] < 0x80 ? text[n] : '?');
+    }
+    plain[n] = '\0';
+    return json_string(plain);
+}
+
+static void lose(agglo_pictures *p, const char *path, const char *why)
+{
+    p->report.n_lost++;
+    json_array_append_new(p->report.lost, json_pack("{s:o, s:o}", "source", text_of(path), "reason", text_of(why)));
+    agglo_log(AGGLO_LOG_WARN, "cannot read all of %s: %s", path, why);
+}
+
+/* ---- opening ---- */
+
+static void free_source(source *s)
+{
+    if (s == NULL) {
+        return;
+    }
+    if (s->dataset == NULL) {
+        agglo_source_close(&s->source);
+    }
+    agglo_dataset_close(s->own_dataset);
+    agglo_grouping_free(s->grouping);
+    agglo_arena_free(s->texts);
+    agglo_free(s->entries);
+    agglo_free(s);
+}
+
+static void put_back(source *s)
+{
+    if (s != NULL && --s->n_in_use == 0) {
+        free_source(s);
+    }
+}
+
+static agglo_status add_entry(source *s, const char *key, size_t n_key, uint64_t offset, uint64_t n_bytes,
+                              agglo_err *err)
+{
+    entry *e;
+
+    if (s->n_entries == s->room) {
+        size_t room = s->room * 2 + 16;
+        entry *entries = agglo_realloc(s->entries, s->room * sizeof *entries, room * sizeof *entries, err);
+
+        if (entries == NULL) {
+            return err->status;
+        }
+        s->entries = entries;
+        s->room = room;
+    }
+    e = &s->entries[s->n_entries];
+    *e = (entry){agglo_arena_text(s->texts, key, n_key, err), offset, n_bytes};
+    if (e->key == NULL) {
+        return err->status;
+    }
+    s->n_entries++;
+    return AGGLO_OK;
+}
+
+typedef struct visitor {
+    agglo_pictures *list;
+    source *source;
+} visitor;
+
+static agglo_status visit(void *context, const agglo_source_member *member, agglo_err *err)
+{
+    const visitor *v = context;
+    source *s = v->source;
+    const char *reason = NULL;
+    size_t n_key = 0;
+
+    if (agglo_stop_check(err) != AGGLO_OK || member->directory) {
+        return err->status;
+    }
+    if (member->unsupported != NULL || strlen(member->name) > v->list->max_name) {
+        agglo_log(AGGLO_LOG_DEBUG, "passed over %.200s of %s: %s", member->name, s->path,
+                  member->unsupported != NULL ? member->unsupported : "a name too long");
+        return AGGLO_OK;
+    }
+    if (s->source.folder == NULL) {
+        if (agglo_grouping_add(s->grouping, member->name, member->offset, member->n_bytes, member->cut, &reason, err) ==
+                AGGLO_OK &&
+            reason != NULL && strcmp(reason, "duplicate_key") == 0) {
+            reject_because(v->list, s->path, member->name, "a picture of this key came before");
+        }
+        return err->status;
+    }
+    /* in a folder every picture is one of its own: a.jpg and a.png may stand side by side */
+    if (agglo_name_split(member->name, &n_key) == AGGLO_NAME_MEMBER && agglo_is_image_ext(member->name + n_key + 1)) {
+        return add_entry(s, member->name, n_key, member->offset, member->n_bytes, err);
+    }
+    return AGGLO_OK;
+}
+
+/* Walk a tar or a folder. What is wrong with it is noted; false: nothing of it can be read, or an error. */
+static bool open_walk(agglo_pictures *p, source *s, agglo_err *err)
+{
+    visitor v = {p, s};
+    const char *reason = NULL;
+    char detail[256];
+    agglo_err bad = {0};
+
+    if (agglo_source_open(&s->source, s->path, p->spool_dir, &bad) != AGGLO_OK) {
+        if (bad.status == AGGLO_E_MEMORY || bad.status == AGGLO_E_STOPPED) {
+            *err = bad;
+        } else {
+            lose(p, s->path, bad.why);
+        }
+        return false;
+    }
+    if (agglo_grouping_new(&s->grouping, err) != AGGLO_OK ||
+        agglo_source_unpack(&s->source, p->spool_dir, err) != AGGLO_OK ||
+        agglo_source_scan(&s->source, visit, &v, &reason, detail, err) != AGGLO_OK) {
+        return false;
+    }
+    if (reason != NULL) {
+        lose(p, s->path, detail[0] != '\0' ? detail : reason);
+    }
+    return true;
+}
+
+/* A picture by its first bytes, or at least no tar: then the decoder says what is wrong with it. */
+static bool is_picture(const uint8_t *head, size_t n, const char *name)
+{
+    static const char *const ends[] = {".tar", ".tgz", ".gz", ".zst", ".zstd"};
+
+    if (agglo_image_format_of((agglo_bytes){head, n}) != AGGLO_IMAGE_UNKNOWN) {
+        return true;
+    }
+    for (size_t i = 0; i < AGGLO_COUNT(ends); i++) {
+        if (strlen(name) > strlen(ends[i]) && strcmp(name + strlen(name) - strlen(ends[i]), ends[i]) == 0) {
+            return false;
+        }
+    }
+    return !(n >= 262 && memcmp(head + 257, "ustar", 5) == 0) && !(n >= 2 && head[0] == 0x1f && head[1] == 0x8b) &&
+           !(n >= 4 && memcmp(head, "\x28\xb5\x2f\xfd", 4) == 0);
+}
+
+/* The key of a file that is named by itself, as a folder gives it. */
+static agglo_status add_file(source *s, uint64_t n_bytes, agglo_err *err)
+{
+    char *name = agglo_strdup(agglo_path_base(s->path), err), *dot;
+
+    if (name == NULL) {
+        return err->status;
+    }
+    dot = strrchr(name, '.');
+    if (dot != NULL && dot != name) {
+        *dot = '\0';
+    }
+    for (char *c = name; *c != '\0'; c++) {
+        *c = (char)(*c == '.' ? '_' : *c);
+    }
+    add_entry(s, name, strlen(name), 0, n_bytes, err);
+    agglo_free(name);
+    return err->status;
+}
+
+/* Whether it is a file by itself and not a tar: then it is the one entry. */
+static bool open_file(agglo_pictures *p, source *s, bool *lost, agglo_err *err)
+{
+    uint8_t head[512];
+    struct stat info;
+    ssize_t n = -1;
+    int fd = open(s->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+
+    *lost = fd < 0 || fstat(fd, &info) != 0 || (S_ISREG(info.st_mode) && (n = pread(fd, head, sizeof head, 0)) < 0);
+    if (*lost) {
+        lose(p, s->path, strerror(errno));
+    } else if (!S_ISREG(info.st_mode)) {
+        *lost = true;
+        lose(p, s->path, "not a regular file");
+    } else {
+        s->is_file = is_picture(head, (size_t)n, s->path);
+    }
+    if (fd >= 0) {
+        close(fd);
+    }
+    if (s->is_file) {
+        add_file(s, (uint64_t)info.st_size, err);
+    }
+    return s->is_file;
+}
+
+static bool is_dataset(const char *path, agglo_err *err)
+{
+    char *file = agglo_path_join(path, "dataset.json", err), *shards = agglo_path_join(path, "shards", err);
+    bool is = file != NULL && shards != NULL && agglo_path_exists(file) && agglo_path_is_dir(shards);
+
+    agglo_free(file);
+    agglo_free(shards);
+    return is;
+}
+
+/* The shards that cannot be read are lost; each is named once. */
+static void open_shards(agglo_pictures *p, const source *s)
+{
+    for (uint32_t i = 0; i < agglo_dataset_shards(s->dataset); i++) {
+        agglo_err reason = {0};
+        char line[1024];
+
+        if (agglo_dataset_shard_status(s->dataset, i, &reason) != AGGLO_OK) {
+            lose(p, agglo_dataset_shard(s->dataset, i)->path, agglo_err_line(&reason, line, sizeof line));
+        }
+    }
+}
+
+/* The next source, into p->current; NULL there: it is lost. */
+static agglo_status open_next(agglo_pictures *p, agglo_err *err)
+{
+    source *s = agglo_alloc(1, sizeof *s, err);
+    bool lost = false;
+
+    if (s == NULL || agglo_arena_new(&s->texts, 0, err) != AGGLO_OK) {
+        agglo_free(s);
+        return err->status;
+    }
+    s->n_in_use = 1;
+    s->source.fd = -1;
+    if (p->dataset != NULL) {
+        p->at++;
+        s->path = p->dataset_name;
+        s->dataset = p->dataset;
+        open_shards(p, s);
+    } else {
+        s->path = p->paths[p->at++];
+        if (is_dataset(s->path, err)) {
+            const char *const path = s->path;
+            agglo_err bad = {0};
+
+            lost = agglo_dataset_open(&s->own_dataset, &path, 1, &bad) != AGGLO_OK;
+            if (bad.status == AGGLO_E_MEMORY) {
+                *err = bad;
+            } else if (lost) {
+                lose(p, s->path, bad.why);
+            } else {
+                s->dataset = s->own_dataset;
+                open_shards(p, s);
+            }
+        } else if (err->status == AGGLO_OK) {
+            bool whole = strcmp(s->path, "-") != 0 && !agglo_path_is_dir(s->path) && open_file(p, s, &lost, err);
+
+            lost = lost || (!whole && err->status == AGGLO_OK && !open_walk(p, s, err));
+        }
+    }
+    if (err->status != AGGLO_OK || lost) {
+        put_back(s);
+        return err->status;
+    }
+    p->current = s;
+    return AGGLO_OK;
+}
+
+/* ---- one by one ---- */
+
+static agglo_status give(agglo_pictures *p, agglo_picture *out, const char *key, agglo_err *err)
+{
+    size_t n = strlen(key) + 1;
+
+    if (n > out->key_room) {
+        agglo_free(out->key);
+        out->key_room = 0;
+        out->key = agglo_alloc(n + 64, 1, err);
+        if (out->key == NULL) {
+            return err->status;
+        }
+        out->key_room = n + 64;
+    }
+    memcpy(out->key, key, n);
+    out->source = p->current->path;
+    out->number = ++p->n_given;
+    out->from = p->current;
+    p->current->n_in_use++;
+    return AGGLO_OK;
+}
+
+static agglo_status next_of_dataset(agglo_pictures *p, agglo_picture *out, bool *found, agglo_err *err)
+{
+    source *s = p->current;
+    agglo_sample sample;
+
+    for (; s->shard < agglo_dataset_shards(s->dataset); s->shard++, s->ordinal = 0) {
+        uint32_t n = agglo_dataset_shard(s->dataset, s->shard)->n_samples;
+        agglo_err reason = {0};
+
+        if (agglo_dataset_shard_status(s->dataset, s->shard, &reason) != AGGLO_OK) {
+            p->report.n_rejected += n; /* the shard was named */
+            continue;
+        }
+        while (s->ordinal < n) {
+            agglo_err_clear(&reason);
+            if (agglo_dataset_sample(s->dataset, s->shard, s->ordinal++, &sample, &reason) != AGGLO_OK) {
+                char key[64];
+
+                snprintf(key, sizeof key, "%u/%u", s->shard, s->ordinal - 1);
+                agglo_pictures_reject(p, s->path, key, &reason);
+            } else if (p->labelled && sample.label < 0) {
+                p->report.n_unlabelled++;
+            } else {
+                out->mapped = sample.image;
+                out->label = sample.label;
+                out->has_decode = true;
+                out->decode = agglo_dataset_decode_options(s->dataset);
+                *found = true;
+                return give(p, out, sample.key, err);
+            }
+        }
+        agglo_dataset_shard_rest(s->dataset, s->shard);
+    }
+    return AGGLO_OK;
+}
+
+static agglo_status next_of_tar(agglo_pictures *p, agglo_picture *out, bool *found, agglo_err *err)
+{
+    source *s = p->current;
+
+    while (s->at < agglo_grouping_count(s->grouping)) {
+        const agglo_group *group = agglo_grouping_at(s->grouping, s->at++);
+        const agglo_member *image = group->image != 0 ? agglo_grouping_member(s->grouping, group->image) : NULL;
+
+        if (image == NULL) {
+            reject_because(p, s->path, group->key, "none of its members is a picture by its extension");
+        } else if (group->incomplete) {
+            reject_because(p, s->path, group->key, "the tar ends within it");
+        } else if (image->n_bytes > p->max_bytes) {
+            reject_because(p, s->path, group->key, "too many encoded bytes");
+        } else {
+            out->offset = image->offset;
+            out->n_bytes = image->n_bytes;
+            *found = true;
+            return give(p, out, group->key, err);
+        }
+    }
+    return AGGLO_OK;
+}
+
+static agglo_status next_of_entries(agglo_pictures *p, agglo_picture *out, bool *found, agglo_err *err)
+{
+    source *s = p->current;
+
+    while (s->at < s->n_entries) {
+        const entry *e = &s->entries[s->at++];
+
+        if (e->n_bytes > p->max_bytes) {
+            reject_because(p, s->path, e->key, "too many encoded bytes");
+        } else {
+            out->offset = e->offset;
+            out->n_bytes = e->n_bytes;
+            *found = true;
+            return give(p, out, e->key, err);
+        }
+    }
+    return AGGLO_OK;
+}
+
+agglo_status agglo_pictures_next(agglo_pictures *p, agglo_picture *out, bool *more, agglo_err *err)
+{
+    bool found = false;
+
+    AGGLO_ASSERT(out->from == NULL);
+    out->label = -1;
+    out->has_decode = false;
+    out->mapped = (agglo_bytes){NULL, 0};
+    *more = false;
+    while (!found && err->status == AGGLO_OK && agglo_stop_check(err) == AGGLO_OK) {
+        const source *s = p->current;
+
+        if (s == NULL) {
+            if (p->at >= p->n_paths) {
+                break;
+            }
+            open_next(p, err);
+            continue;
+        }
+        if (s->dataset != NULL) {
+            next_of_dataset(p, out, &found, err);
+        } else if (s->is_file || s->source.folder != NULL) {
+            next_of_entries(p, out, &found, err);
+        } else {
+            next_of_tar(p, out, &found, err);
+        }
+        if (!found && err->status == AGGLO_OK) {
+            put_back(p->current);
+            p->current = NULL;
+        }
+    }
+    *more = found && err->status == AGGLO_OK;
+    return err->status;
+}
+
+void agglo_picture_release(agglo_picture *picture)
+{
+    put_back(picture->from);
+    picture->from = NULL;
+}
+
+void agglo_picture_clear(agglo_picture *picture)
+{
+    agglo_picture_release(picture);
+    agglo_free(picture->key);
+    *picture = (agglo_picture){0};
+}
+
+agglo_status agglo_picture_read(const agglo_picture *picture, uint8_t **buffer, size_t *room, agglo_bytes *out,
+                                agglo_err *err)
+{
+    const source *s = picture->from;
+    size_t n = (size_t)picture->n_bytes;
+    struct stat info;
+    int fd;
+
+    if (s->dataset != NULL) {
+        *out = picture->mapped;
+        return AGGLO_OK;
+    }
+    if (n > *room) {
+        agglo_free(*buffer);
+        *room = 0;
+        *buffer = agglo_alloc(n, 1, err);
+        if (*buffer == NULL) {
+            return err->status;
+        }
+        *room = n;
+    }
+    *out = (agglo_bytes){*buffer, n};
+    if (!s->is_file) {
+        return agglo_source_read(&s->source, picture->offset, *buffer, n, err);
+    }
+    fd = open(s->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0 || fstat(fd, &info) != 0) {
+        agglo_fail(err, AGGLO_E_IO, "%s", strerror(errno));
+    } else if (!S_ISREG(info.st_mode) || (uint64_t)info.st_size != picture->n_bytes) {
+        agglo_fail(err, AGGLO_E_IO, "the file has changed");
+    } else {
+        agglo_fd_read_at(fd, 0, *buffer, n, err);
+    }
+    if (fd >= 0) {
+        close(fd);
+    }
+    return err->status;
+}
+
+/* ---- the list ---- */
+
+static agglo_status make(agglo_pictures **out, const char *spool_dir, agglo_err *err)
+{
+    agglo_ingest_options limits = agglo_ingest_options_default();
+    agglo_pictures *p = agglo_alloc(1, sizeof *p, err);
+
+    *out = p;
+    if (p == NULL || agglo_arena_new(&p->texts, 0, err) != AGGLO_OK ||
+        (p->spool_dir = agglo_strdup(spool_dir, err)) == NULL) {
+        return err->status;
+    }
+    p->max_name = limits.max_name;
+    p->max_bytes = limits.max_image_bytes;
+    p->report.lost = json_array();
+    return p->report.lost != NULL ? AGGLO_OK : agglo_fail(err, AGGLO_E_MEMORY, "out of memory for a report");
+}
+
+agglo_status agglo_pictures_new(agglo_pictures **out, const char *const *args, size_t n_args, const char *spool_dir,
+                                agglo_err *err)
+{
+    agglo_pictures *p;
+
+    *out = NULL;
+    if (make(&p, spool_dir, err) != AGGLO_OK ||
+        agglo_ingest_expand_whole(args, n_args, p->texts, &p->paths, &p->n_paths, err) != AGGLO_OK) {
+        agglo_pictures_free(p);
+        return err->status;
+    }
+    *out = p;
+    return AGGLO_OK;
+}
+
+agglo_status agglo_pictures_of_dataset(agglo_pictures **out, const agglo_dataset *dataset, const char *name,
+                                       bool labelled, agglo_err *err)
+{
+    agglo_pictures *p;
+
+    *out = NULL;
+    if (make(&p, ".", err) != AGGLO_OK ||
+        (p->dataset_name = agglo_arena_text(p->texts, name, strlen(name), err)) == NULL) {
+        agglo_pictures_free(p);
+        return err->status;
+    }
+    p->dataset = dataset;
+    p->labelled = labelled;
+    p->n_paths = 1;
+    *out = p;
+    return AGGLO_OK;
+}
+
+void agglo_pictures_free(agglo_pictures *p)
+{
+    if (p == NULL) {
+        return;
+    }
+    AGGLO_ASSERT(p->current == NULL || p->current->n_in_use == 1);
+    put_back(p->current);
+    json_decref(p->report.lost);
+    agglo_arena_free(p->texts);
+    agglo_free(p->spool_dir);
+    agglo_free(p);
+}
+
+uint64_t agglo_pictures_expected(const agglo_pictures *p)
+{
+    return p->dataset != NULL ? agglo_dataset_samples(p->dataset) : 0;
+}
+
+agglo_pictures_report agglo_pictures_report_of(const agglo_pictures *p)
+{
+    return p->report;
+}
