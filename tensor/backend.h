@@ -16,7 +16,7 @@ extern "C" {
 
 typedef struct agglo_backend agglo_backend;
 
-/* The CPU backend (oneDNN matrix products, own vector loops) over n_threads (0: all cores). Its arithmetic depends on shapes and
+/* The CPU backend (own matrix products and vector loops, some convolutions by oneDNN) over n_threads (0: all cores). Its arithmetic depends on shapes and
  * instruction set, not on the number of threads. AGGLO_CPU_ISA in the environment (generic, avx2, avx512) asks for another set than the
  * machine's widest for the own loops; oneDNN's is ONEDNN_MAX_CPU_ISA. */
 agglo_status agglo_backend_cpu_new(agglo_backend **out, int n_threads, agglo_err *err);
@@ -45,7 +45,7 @@ bool agglo_backend_supports(const agglo_backend *backend, agglo_dtype dtype);
 /* AGGLO_OK, or the first failure since the last check; waits for outstanding work. */
 agglo_status agglo_backend_check(agglo_backend *backend, agglo_err *err);
 
-/* The version of the library behind the CPU backend's matrix products (oneDNN), as it was loaded. */
+/* The version of the library behind some of the CPU backend's convolutions (oneDNN), as it was loaded. */
 typedef struct agglo_backend_library {
     int major, minor, patch;
 } agglo_backend_library;
