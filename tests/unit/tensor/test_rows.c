@@ -1,10 +1,11 @@
-/* What tensor/ops.h promises of the CPU: a row of a product, a normalised row and an image's attention do not depend on what else is in the
- * batch, bit for bit, in both storage types. Whole batches are compared with every part of them. */
+/* What tensor/ops.h promises of the CPU: a row of a product, a normalised row, an image's attention and its convolutions do not depend on
+ * what else is in the batch, bit for bit, in both storage types. Whole batches are compared with every part of them. */
 #include "tests/support/support.h"
 
 #include "tensor/backend.h"
 #include "tensor/ops.h"
 #include "tensor/ops_attention_bias.h"
+#include "tensor/ops_conv.h"
 
 #include <math.h>
 
@@ -187,6 +188,86 @@ static void test_biased(void **state)
     }
 }
 
+/* A convolution of every kind that the CPU does differently: by oneDNN, by products, pixel by pixel, depthwise; both ways. */
+typedef struct conv_case {
+    const char *name;
+    bool transposed;
+    int64_t h, w, c, o, k;
+    int stride, pad;
+    bool depthwise;
+} conv_case;
+
+static const conv_case convs[] = {
+    {"3x3, a large map", false, 24, 21, 16, 32, 3, 1, 1, false},
+    {"3x3 stride 2", false, 33, 30, 19, 37, 3, 2, 1, false},
+    {"3x3, a small map", false, 7, 6, 70, 45, 3, 1, 1, false},
+    {"1x1", false, 9, 7, 67, 50, 1, 1, 0, false},
+    {"1x1 stride 2", false, 9, 8, 67, 50, 1, 2, 0, false},
+    {"patches", false, 32, 48, 3, 71, 16, 16, 0, false},
+    {"2x2 stride 2", false, 14, 14, 40, 33, 2, 2, 0, false},
+    {"5x5 stride 3", false, 20, 17, 8, 9, 5, 3, 2, false},
+    {"depthwise", false, 13, 12, 35, 35, 3, 1, 1, true},
+    {"transposed 2x2", true, 7, 7, 40, 33, 2, 2, 0, false},
+    {"transposed 3x3", true, 7, 6, 100, 40, 3, 2, 1, false},
+};
+
+static void check_conv(const conv_case *c, agglo_dtype type)
+{
+    enum { X, W, B, PRE, Y, D_X, PART_PRE, PART_Y, PART_D_X, COUNT };
+    const agglo_conv2d_config config = {c->stride, c->stride, c->pad, c->pad, c->depthwise ? (int)c->c : 1};
+    int64_t oh =
+        c->transposed ? (c->h - 1) * c->stride - 2 * c->pad + c->k : (c->h + 2 * c->pad - c->k) / c->stride + 1;
+    int64_t ow =
+        c->transposed ? (c->w - 1) * c->stride - 2 * c->pad + c->k : (c->w + 2 * c->pad - c->k) / c->stride + 1;
+    agglo_tensor t[COUNT];
+    char what[64];
+
+    t[X] = TENSOR(type, true, IMAGES, c->h, c->w, c->c);
+    t[W] = c->transposed ? TENSOR(type, true, c->c, c->k, c->k, c->o)
+                         : TENSOR(type, true, c->o, c->k, c->k, c->depthwise ? 1 : c->c);
+    t[B] = TENSOR(AGGLO_F32, true, c->o);
+    t[PRE] = TENSOR(type, false, IMAGES, oh, ow, c->o);
+    t[Y] = TENSOR(type, false, IMAGES, oh, ow, c->o);
+    t[D_X] = TENSOR(type, false, IMAGES, c->h, c->w, c->c);
+    t[PART_PRE] = TENSOR(type, false, IMAGES, oh, ow, c->o);
+    t[PART_Y] = TENSOR(type, false, IMAGES, oh, ow, c->o);
+    t[PART_D_X] = TENSOR(type, false, IMAGES, c->h, c->w, c->c);
+    /* the whole batch, then one image, two, and the rest */
+    for (int64_t first = -IMAGES, n; first < IMAGES; first += n) {
+        agglo_tensor x, pre, y, d_y, d_x;
+
+        n = first < 0 ? IMAGES : first < 2 ? first + 1 : IMAGES - first;
+        x = part_of(&t[X], first < 0 ? 0 : first, n);
+        d_y = part_of(&t[PRE], first < 0 ? 0 : first, n);
+        pre = part_of(&t[first < 0 ? PRE : PART_PRE], 0, n);
+        y = part_of(&t[first < 0 ? Y : PART_Y], 0, n);
+        d_x = part_of(&t[first < 0 ? D_X : PART_D_X], 0, n);
+        if (c->transposed) {
+            agglo_conv_transpose2d(be, &config, &x, &t[W], &t[B], AGGLO_ACT_SILU, &pre, &y);
+            agglo_conv_transpose2d_bwd_input(be, &config, &d_y, &t[W], false, &d_x);
+        } else {
+            agglo_conv2d(be, &config, &x, &t[W], &t[B], AGGLO_ACT_SILU, &pre, &y);
+            agglo_conv2d_bwd_input(be, &config, &d_y, &t[W], false, &d_x);
+        }
+        if (first >= 0) {
+            snprintf(what, sizeof what, "%s in %s", c->name, agglo_dtype_name(type));
+            assert_same(what, &t[PRE], first, &pre, n);
+            assert_same(what, &t[Y], first, &y, n);
+            assert_same(what, &t[D_X], first, &d_x, n);
+        }
+    }
+    release(t, COUNT);
+}
+
+static void test_convs(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < AGGLO_COUNT(convs); i++) {
+        check_conv(&convs[i], AGGLO_F32);
+        check_conv(&convs[i], AGGLO_BF16);
+    }
+}
+
 static void test_rows(void **state)
 {
     (void)state;
@@ -226,6 +307,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_rows, open_backend, close_backend),
         cmocka_unit_test_setup_teardown(test_images, open_backend, close_backend),
         cmocka_unit_test_setup_teardown(test_biased, open_backend, close_backend),
+        cmocka_unit_test_setup_teardown(test_convs, open_backend, close_backend),
     };
 
     return test_run("unit_tensor_rows", tests);
