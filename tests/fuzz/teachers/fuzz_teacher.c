@@ -23,7 +23,7 @@ static void run(const agglo_encoder *teacher)
         return;
     }
     /* finite weights may still overflow: only that it comes back is asked */
-    AGGLO_ASSERT(teacher->encode(teacher->self, pixels, 1, side, side, summary, spatial, &err) == AGGLO_OK);
+    AGGLO_ASSERT(teacher->encode(teacher->self, pixels, NULL, 1, side, side, summary, spatial, &err) == AGGLO_OK);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)

@@ -33,7 +33,7 @@ static void write_model(const char *dir, const char *name, const agglo_layout *l
                         bool swiglu, int registers, agglo_dtype dtype)
 {
     static uint8_t zeros[1 << 16];
-    bool clip = strcmp(layout->family, "clip") == 0;
+    bool clip = strcmp(layout->family, "clip") == 0, sam = strcmp(layout->family, "sam") == 0;
     agglo_layout_found where = {.layout = layout, .chunk = chunk};
     agglo_teacher_config c;
     agglo_layout_tensor *tensors;
@@ -45,7 +45,7 @@ static void write_model(const char *dir, const char *name, const agglo_layout *l
     snprintf(where.prefix, sizeof where.prefix, "%s%s", outer, layout->prefixes[0]);
     must(agglo_teacher_named(layout->family, &c, &err));
     c.dim = 4;
-    c.depth = chunk > 0 ? 2 : 1;
+    c.depth = chunk > 0 || sam ? 2 : 1;
     c.heads = 1;
     c.mlp_dim = 4;
     c.patch = 1;
@@ -53,6 +53,13 @@ static void write_model(const char *dir, const char *name, const agglo_layout *l
     c.proj = clip ? 2 : 0;
     c.registers = registers;
     c.swiglu = swiglu;
+    if (sam) { /* windows with padding, then a global block; a neck */
+        c.image = 3;
+        c.window = 2;
+        c.neck = 2;
+        memset(c.global_layers, 0, sizeof c.global_layers);
+        c.global_layers[0] = 2;
+    }
     must(agglo_layout_expand(&where, &c, &tensors, &n, &err));
     must(agglo_st_writer_new(&writer, &err));
     for (size_t i = 0; i < n; i++) {
@@ -132,6 +139,8 @@ int main(int argc, char **argv)
     write_model(dir, "dinov2-registers", &agglo_layout_dinov2_hf, "", 0, false, 2, AGGLO_F32);
     write_model(dir, "dinov2-hub", &agglo_layout_dinov2_hub, "", 0, true, 0, AGGLO_F32);
     write_model(dir, "dinov2-chunked", &agglo_layout_dinov2_hub, "teacher.backbone.", 1, false, 1, AGGLO_F64);
+    write_model(dir, "sam-transformers", &agglo_layout_sam_hf, "", 0, false, 0, AGGLO_F32);
+    write_model(dir, "sam-original", &agglo_layout_sam_original, "", 0, false, 0, AGGLO_F16);
     write_set(dir, "good", "{\"weight_map\": {\"a\": \"m-1.safetensors\", \"b\": \"m-2.safetensors\"}}");
     write_set(dir, "elsewhere", "{\"weight_map\": {\"a\": \"../m-1.safetensors\", \"b\": \"m-2.safetensors\"}}");
     write_set(dir, "swapped", "{\"weight_map\": {\"b\": \"m-1.safetensors\", \"a\": \"m-2.safetensors\"}}");

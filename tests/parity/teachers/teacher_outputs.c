@@ -65,7 +65,7 @@ int main(int argc, char **argv)
     spatial = (float *)agglo_alloc((size_t)(shape[0] * shape[1] * shape[2] * shape[3]), sizeof *spatial, &err);
     must(err.status);
     start = agglo_now();
-    must(teacher.encode(teacher.self, file.data + header.n_header_bytes, (int)shape[0], (int)header.shape[1],
+    must(teacher.encode(teacher.self, file.data + header.n_header_bytes, NULL, (int)shape[0], (int)header.shape[1],
                         (int)header.shape[2], summary, spatial, &err));
     printf("%s: %d images of %d x %d in %.1f s\n", teacher.info.arch, (int)shape[0], (int)header.shape[2],
            (int)header.shape[1], agglo_now() - start);
