@@ -1,6 +1,6 @@
 # Help, versions, and wrong usage: one line, exit status 2, and the nearest name where there is one.
 "$agglo" --help >help
-for command in 'bench decode' 'bench ops' ingest teach train embed 'eval knn' 'eval distill' 'inspect dataset' 'inspect cache' 'inspect weights' 'weights init'; do
+for command in 'bench decode' 'bench ops' 'bench teacher' ingest teach train embed 'eval knn' 'eval distill' 'inspect dataset' 'inspect cache' 'inspect weights' 'weights init'; do
   grep -qF "  $command" help || fail "help has no '$command'"
   "$agglo" $command --help >one
   grep -q '^usage: agglo '"$command" one || fail "'$command --help' has no usage"
