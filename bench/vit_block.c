@@ -120,18 +120,18 @@ static void both(bench *b)
 /* The operators of the block by themselves. */
 static void linear(bench *b)
 {
-    agglo_linear(b->be, &b->kept.norm2, &b->block.fc1_w->value, &b->block.fc1_b->value, b->config.act, &b->kept.pre,
+    agglo_linear(b->be, &b->kept.norm2, &b->block.fc1_w->stored, &b->block.fc1_b->value, b->config.act, &b->kept.pre,
                  &b->kept.hidden);
 }
 
 static void linear_narrow(bench *b)
 {
-    agglo_linear(b->be, &b->kept.hidden, &b->block.fc2_w->value, &b->block.fc2_b->value, AGGLO_ACT_NONE, NULL, &b->y);
+    agglo_linear(b->be, &b->kept.hidden, &b->block.fc2_w->stored, &b->block.fc2_b->value, AGGLO_ACT_NONE, NULL, &b->y);
 }
 
 static void bwd_input(bench *b)
 {
-    agglo_linear_bwd_input(b->be, &b->kept.pre, &b->block.fc1_w->value, false, &b->scratch.d_narrow);
+    agglo_linear_bwd_input(b->be, &b->kept.pre, &b->block.fc1_w->stored, false, &b->scratch.d_narrow);
 }
 
 static void bwd_weight(bench *b)

@@ -28,7 +28,7 @@ typedef struct agglo_cache_teacher {
     char weights[65];
     char preprocess[33];
     char codec[16];
-    char options[64];
+    char options[96];
     int input, patch; /* pixels */
     int grid_h, grid_w, summary_dim, spatial_dim;
 } agglo_cache_teacher;

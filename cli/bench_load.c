@@ -222,6 +222,7 @@ agglo_status agglo_bench_vit_block(agglo_bench_load *load, agglo_backend *be, co
     load->clear = clear_block;
     b->config = *config;
     if (agglo_params_new(&b->params, be, backward, err) != AGGLO_OK ||
+        agglo_params_set_storage(b->params, config->dtype, err) != AGGLO_OK ||
         agglo_vit_block_declare(&b->block, config, "block.", b->params, err) != AGGLO_OK ||
         agglo_params_allocate(b->params, err) != AGGLO_OK || agglo_params_init(b->params, 1, err) != AGGLO_OK) {
         return err->status;
@@ -232,20 +233,24 @@ agglo_status agglo_bench_vit_block(agglo_bench_load *load, agglo_backend *be, co
         if (pass == 1 && agglo_slab_allocate(slab, &measured, err) != AGGLO_OK) {
             return err->status;
         }
-        b->x = agglo_slab_take(slab, AGGLO_F32, 3, shape);
-        b->y = agglo_slab_take(slab, AGGLO_F32, 3, shape);
+        b->x = agglo_slab_take(slab, config->dtype, 3, shape);
+        b->y = agglo_slab_take(slab, config->dtype, 3, shape);
         agglo_vit_block_plan(&b->kept, config, batch, tokens, slab);
         if (backward) {
-            b->d = agglo_slab_take(slab, AGGLO_F32, 3, shape);
+            b->d = agglo_slab_take(slab, config->dtype, 3, shape);
             agglo_vit_block_plan_backward(&b->scratch, config, batch, tokens, slab);
         }
     }
     /* qkv and proj 4 d^2, the MLP 2 or, with SwiGLU, 3 d mlp multiply-adds a token; attention 2 n d */
     load->flops = 2.0 * m * (4.0 * d * d + (config->swiglu ? 3.0 : 2.0) * d * mlp + 2.0 * (double)tokens * d);
     load->flops *= backward ? 3.0 : 1.0;
-    load->bytes =
-        (double)sizeof(float) * ((double)agglo_params_elements(b->params) * (backward ? 4.0 : 1.0) + 2.0 * m * d);
-    load->t[0] = agglo_tensor_3d(NULL, AGGLO_F32, batch, tokens, config->dim); /* dL/dy */
+    /* forward: the stored weights, x and y; with the way back: weights twice, and gradients, which are F32, read and written */
+    load->bytes = (double)agglo_dtype_size(config->dtype) * ((double)agglo_params_elements(b->params) + 2.0 * m * d);
+    if (backward) {
+        load->bytes +=
+            (double)agglo_params_elements(b->params) * (double)(agglo_dtype_size(config->dtype) + 2 * sizeof(float));
+    }
+    load->t[0] = agglo_tensor_3d(NULL, config->dtype, batch, tokens, config->dim); /* dL/dy */
     if (make(be, &load->t[0], AGGLO_DRAW_NORMAL, err) != AGGLO_OK) {
         return err->status;
     }

@@ -264,9 +264,9 @@ typedef struct block_row {
 } block_row;
 
 static const block_row blocks[] = {
-    {"ViT-B block", {768, 12, 3072, AGGLO_ACT_GELU, false, false, 1e-6f}, 197},
-    {"ViT-L block", {1024, 16, 4096, AGGLO_ACT_GELU, false, false, 1e-6f}, 197},
-    {"ViT-Ti block", {192, 3, 768, AGGLO_ACT_GELU, false, false, 1e-6f}, 197},
+    {"ViT-B block", {768, 12, 3072, AGGLO_ACT_GELU, false, false, 1e-6f, AGGLO_F32}, 197},
+    {"ViT-L block", {1024, 16, 4096, AGGLO_ACT_GELU, false, false, 1e-6f, AGGLO_F32}, 197},
+    {"ViT-Ti block", {192, 3, 768, AGGLO_ACT_GELU, false, false, 1e-6f, AGGLO_F32}, 197},
 };
 
 /* Calls `line` for every line that is asked for; NULL counts them alone. */
@@ -281,15 +281,16 @@ static agglo_status each_line(bench *b, const bool types[2], int *n,
     char text[256];
 
     *n = 0;
-    for (size_t i = 0; types[0] && i < 2 * AGGLO_COUNT(blocks); i++) {
-        const block_row *row = &blocks[i / 2];
-        bool backward = i % 2 != 0;
+    for (size_t i = 0; i < 4 * AGGLO_COUNT(blocks); i++) {
+        const block_row *row = &blocks[i / 4];
+        agglo_dtype type = i % 2 == 0 ? AGGLO_F32 : AGGLO_BF16;
+        bool backward = i / 2 % 2 != 0;
 
-        snprintf(text, sizeof text, "%s b=%lld n=%lld d=%lld f32", backward ? "forward and backward" : "forward",
-                 (long long)b->batch, (long long)row->tokens, (long long)row->config.dim);
-        if (wanted_line(row->label, text)) {
+        snprintf(text, sizeof text, "%s b=%lld n=%lld d=%lld %s", backward ? "forward and backward" : "forward",
+                 (long long)b->batch, (long long)row->tokens, (long long)row->config.dim, agglo_dtype_name(type));
+        if (types[i % 2] && wanted_line(row->label, text)) {
             ++*n;
-            if (line != NULL && line(b, NULL, row, backward, AGGLO_F32, row->label, text, err) != AGGLO_OK) {
+            if (line != NULL && line(b, NULL, row, backward, type, row->label, text, err) != AGGLO_OK) {
                 return err->status;
             }
         }
@@ -325,7 +326,10 @@ static agglo_status do_line(bench *b, const agglo_op_case *c, const block_row *b
     if (c != NULL) {
         agglo_bench_case(&load, b->be, c, type, err);
     } else {
-        agglo_bench_vit_block(&load, b->be, &block->config, b->batch, block->tokens, backward, err);
+        agglo_vit_block_config config = block->config;
+
+        config.dtype = type;
+        agglo_bench_vit_block(&load, b->be, &config, b->batch, block->tokens, backward, err);
     }
     if (err->status == AGGLO_OK && measure(b, &load, type, &r, err) == AGGLO_OK) {
         print_line(b, label, text, &load, &r);

@@ -19,12 +19,14 @@ static const char *weights, *arch;
 static int64_t size, batch;
 static double seconds = 10;
 static bool summary_only, lines;
+static int precision_option;
 
 static const agglo_option options[] = {
     {"weights", AGGLO_OPTION_STRING, &weights, "FILE", "a teacher's or a student's safetensors", 0, 0},
     {"arch", AGGLO_OPTION_STRING, &arch, "NAME", "without --weights: a random teacher of this architecture", 0, 0},
     {"size", AGGLO_OPTION_INT, &size, "N", "side of the input, pixels (the model's own)", 1, 8192},
     {"batch", AGGLO_OPTION_INT, &batch, "N", "pictures in one run of the model (as embed)", 1, 4096},
+    {"precision", AGGLO_OPTION_CHOICE, &precision_option, "fp32|bf16", "what a teacher computes with (fp32)", 0, 0},
     {"seconds", AGGLO_OPTION_DOUBLE, &seconds, "N", "time to spend, at least three rounds (10)", 0.001, 3600},
     {"summary-only", AGGLO_OPTION_FLAG, &summary_only, NULL, "do not hand out spatial features", 0, 0},
     {"lines", AGGLO_OPTION_FLAG, &lines, NULL,
@@ -78,9 +80,9 @@ static agglo_status open_random(bench *b, agglo_encoder_options *model, agglo_er
     }
     path = agglo_path_join(dir, "random.safetensors", err);
     if (path != NULL && agglo_teacher_write_random(&config, 1, path, err) == AGGLO_OK) {
-        model->weights = path;
+        model->model.weights = path;
         agglo_encoder_open(&b->encoder, b->be, model, err);
-        model->weights = NULL;
+        model->model.weights = NULL;
     }
     agglo_remove_tree(dir, &ignored);
     agglo_free(path);
@@ -99,8 +101,13 @@ static void draw_pixels(uint8_t *pixels, size_t n)
 
 static agglo_status open_model(bench *b, const agglo_cli *cli, agglo_err *err)
 {
-    agglo_encoder_options model = {.weights = weights, .arch = arch, .size = (int)size, .max_batch = (int)batch};
+    agglo_encoder_options model = agglo_encoder_options_default(weights);
     size_t grid, n;
+
+    model.model.arch = arch;
+    model.model.size = (int)size;
+    model.model.max_batch = (int)batch;
+    model.model.precision = precision_option == 1 ? AGGLO_BF16 : AGGLO_F32;
 
     if (agglo_backend_open(&b->be, cli->device, (int)cli->threads, err) != AGGLO_OK) {
         return err->status;
@@ -169,6 +176,8 @@ static agglo_status find_product(bench *b, agglo_err *err)
     static const int64_t on_cpu[][3] = {{1024, 1024, 1024}, {2048, 2048, 2048}, {1536, 3072, 768}, {1536, 768, 3072}};
     static const int64_t on_device[][3] = {
         {4096, 4096, 4096}, {8192, 8192, 8192}, {12608, 3072, 768}, {12608, 768, 3072}};
+    /* the CPU computes in F32 whatever the storage */
+    const agglo_dtype type = precision_option == 1 && agglo_backend_pool(b->be) == NULL ? AGGLO_BF16 : AGGLO_F32;
     double best = 0;
 
     for (size_t i = 0; i < 2 * AGGLO_COUNT(on_cpu) && err->status == AGGLO_OK; i++) {
@@ -177,7 +186,7 @@ static agglo_status find_product(bench *b, agglo_err *err)
         double times[9], begin = agglo_now(), spread, rate = 0;
         int n = 0;
 
-        if (agglo_bench_product(&load, b->be, d[0], d[1], d[2], i % 2 != 0, AGGLO_F32, err) == AGGLO_OK) {
+        if (agglo_bench_product(&load, b->be, d[0], d[1], d[2], i % 2 != 0, type, err) == AGGLO_OK) {
             run_product(b, &load, err);
             do {
                 times[n++] = run_product(b, &load, err);

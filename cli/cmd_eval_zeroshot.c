@@ -6,7 +6,7 @@
 #include "cli/features.h"
 #include "student/eval_zeroshot.h"
 
-static const char *val_dir, *weights, *text_path, *head;
+static const char *val_dir, *weights, *text_path, *head, *act;
 static int64_t size;
 static int labels_option;
 
@@ -16,6 +16,7 @@ static const agglo_option options[] = {
     {"text", AGGLO_OPTION_STRING, &text_path, "FILE.safetensors", "class embeddings: `classes` [classes, dim]", 0, 0},
     {"head", AGGLO_OPTION_STRING, &head, "NAME", "a student's head for this teacher (its backbone)", 0, 0},
     {"size", AGGLO_OPTION_INT, &size, "N", "side of the input, pixels (the model's own)", 1, 8192},
+    {"act", AGGLO_OPTION_STRING, &act, "gelu|quick_gelu", "a teacher's activation (as its files state)", 0, 0},
     {"labels", AGGLO_OPTION_CHOICE, &labels_option, "auto|name|number",
      "how a label finds its row: by the name of its class, or as the row's number (auto: by name where dataset and "
      "text "
@@ -152,7 +153,7 @@ static agglo_status read_text(agglo_class_text *text, agglo_err *err)
 
 static agglo_status run(agglo_cli *cli, agglo_err *err)
 {
-    agglo_encoder_options model = {.weights = weights, .head = head, .size = (int)size};
+    agglo_encoder_options model = agglo_encoder_options_default(weights);
     agglo_backend *backend = NULL;
     agglo_encoder encoder = {0};
     agglo_dataset *val = NULL;
@@ -168,6 +169,9 @@ static agglo_status run(agglo_cli *cli, agglo_err *err)
                           : weights == NULL ? "weights FILE"
                                             : "text FILE.safetensors");
     }
+    model.head = head;
+    model.model.size = (int)size;
+    model.model.act = act;
     if (read_text(&text, err) != AGGLO_OK || agglo_dataset_open(&val, &val_dir, 1, err) != AGGLO_OK ||
         agglo_backend_open(&backend, cli->device, (int)cli->threads, err) != AGGLO_OK ||
         agglo_encoder_open(&encoder, backend, &model, err) != AGGLO_OK) {

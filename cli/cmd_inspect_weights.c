@@ -47,11 +47,14 @@ static agglo_status add_student(json_t *object, const agglo_safetensors *st, agg
 
 static agglo_status add_teacher(json_t *object, const agglo_weights *weights, agglo_err *err)
 {
+    agglo_teacher_file file;
     agglo_teacher_config c;
 
-    if (agglo_teacher_recognise(weights, NULL, &c, err) != AGGLO_OK) {
+    if (agglo_teacher_recognise(weights, NULL, NULL, &file, err) != AGGLO_OK) {
         return err->status;
     }
+    c = file.config;
+    agglo_teacher_file_clear(&file);
     json_object_set_new(object, "kind", json_string("teacher"));
     json_object_set_new(object, "arch", json_string(c.arch));
     json_object_set_new(object, "gmac", json_real(agglo_teacher_gmac(&c, c.image, c.image)));
@@ -60,6 +63,14 @@ static agglo_status add_teacher(json_t *object, const agglo_weights *weights, ag
                                   c.dim, "depth", c.depth, "heads", c.heads, "mlp_dim", c.mlp_dim, "patch", c.patch,
                                   "image", c.image, "proj", c.proj, "registers", c.registers, "act",
                                   c.swiglu ? "swiglu" : agglo_teacher_act_name(c.act)));
+    if (strcmp(c.family, "sam") == 0) {
+        json_t *config = json_object_get(object, "config");
+        char list[1024];
+
+        json_object_set_new(config, "window", json_integer(c.window));
+        json_object_set_new(config, "global_layers", json_string(agglo_teacher_global_text(&c, list, sizeof list)));
+        json_object_set_new(config, "neck", json_integer(c.neck));
+    }
     return AGGLO_OK;
 }
 

@@ -25,15 +25,17 @@ static agglo_status init_teacher(const char *arch, agglo_err *err)
     if (agglo_teacher_named(arch, &config, err) != AGGLO_OK) {
         return err->status;
     }
-    for (size_t i = 0; i < sets.n; i++) {
-        const char *equals = strchr(sets.items[i], '=');
+    /* dim and depth first: others follow them unless they are set themselves, in whatever order */
+    for (size_t i = 0; i < 2 * sets.n; i++) {
+        const char *item = sets.items[i % sets.n], *equals = strchr(item, '=');
         char field[64];
 
-        if (equals == NULL || equals - sets.items[i] >= (long)sizeof field) {
-            return agglo_fail(err, AGGLO_E_CONFIG, "--set takes FIELD=VALUE, not '%s'", sets.items[i]);
+        if (equals == NULL || equals - item >= (long)sizeof field) {
+            return agglo_fail(err, AGGLO_E_CONFIG, "--set takes FIELD=VALUE, not '%s'", item);
         }
-        snprintf(field, sizeof field, "%.*s", (int)(equals - sets.items[i]), sets.items[i]);
-        if (agglo_teacher_set(&config, field, equals + 1, err) != AGGLO_OK) {
+        snprintf(field, sizeof field, "%.*s", (int)(equals - item), item);
+        if ((strcmp(field, "dim") == 0 || strcmp(field, "depth") == 0) == (i < sets.n) &&
+            agglo_teacher_set(&config, field, equals + 1, err) != AGGLO_OK) {
             return err->status;
         }
     }
@@ -96,7 +98,8 @@ static agglo_status unknown(const char *arch, agglo_err *err)
     nearest = agglo_nearest(arch, names, n);
     return nearest != NULL
                ? agglo_fail(err, AGGLO_E_CONFIG, "unknown architecture '%s', did you mean '%s'?", arch, nearest)
-               : agglo_fail(err, AGGLO_E_CONFIG, "unknown architecture '%s'; families are clip, dinov2 and vit", arch);
+               : agglo_fail(err, AGGLO_E_CONFIG, "unknown architecture '%s'; families are clip, dinov2, sam and vit",
+                            arch);
 }
 
 static agglo_status run(agglo_cli *cli, agglo_err *err)
@@ -131,10 +134,11 @@ const agglo_command agglo_cmd_weights_init = {
     .name = "weights init",
     .usage = "ARCH [--set FIELD=VALUE]... --seed N --out FILE.safetensors",
     .summary = "write a randomly initialised teacher or student",
-    .details = "ARCH is a name (clip-vit-base-32, dinov2-large-reg, vit-small-16...) or a family (clip, dinov2, vit) "
-               "whose fields are set one\n"
-               "by one: dim, depth, heads, mlp_dim, patch, image, proj, registers, act... The file says all about "
-               "itself in its metadata.",
+    .details = "ARCH is a name (clip-vit-base-32, dinov2-large-reg, sam-vit-base, vit-small-16...) or a family (clip, "
+               "dinov2, sam, vit)\n"
+               "whose fields are set one by one: dim, depth, heads, mlp_dim, patch, image, proj, registers, act; of "
+               "sam window,\n"
+               "global_layers=2,5,8,11, neck=CHANNELS. The file says all about itself in its metadata.",
     .example = "agglo weights init clip --set dim=64 --set depth=2 --set patch=8 --set image=32 --seed 1 --out "
                "tiny.safetensors",
     .options = options,

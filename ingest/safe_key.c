@@ -45,7 +45,7 @@ void agglo_safe_key(const char *key, char *out, size_t n)
         size_t length = strcspn(p, "/");
 
         if (length > 0 && !(length == 1 && *p == '.')) {
-            if (used + MAX_PART + 16 > MAX_KEY) { /* too long for a path: the rest is a hash */
+            if (used + MAX_PART + 40 > MAX_KEY) { /* too long for a path: the rest is a hash */
                 used += (size_t)snprintf(out + used, 20, "/~%016llx", (unsigned long long)agglo_xxh3_64(p, strlen(p)));
                 break;
             }

@@ -181,6 +181,7 @@ static agglo_status read_codec(const agglo_yaml *node, void *field, void *contex
 
 static const char *const summary_choices[] = {"proj", "preproj", NULL};
 static const char *const pos_choices[] = {"auto", "hub", "hf", NULL};
+static const char *const teacher_precision_choices[] = {"fp32", "bf16", NULL};
 
 static const agglo_field teacher_fields[] = {
     {"name", AGGLO_FIELD_STRING, offsetof(agglo_recipe_teacher, name), 0, 0, NULL, NULL, true},
@@ -195,7 +196,10 @@ static const agglo_field teacher_fields[] = {
     {"spatial_weight", AGGLO_FIELD_DOUBLE, offsetof(agglo_recipe_teacher, spatial_weight), 0, 1e6, NULL, NULL, false},
     {"summary", AGGLO_FIELD_CHOICE, offsetof(agglo_recipe_teacher, summary), 0, 0, summary_choices, NULL, false},
     {"spatial_norm", AGGLO_FIELD_BOOL, offsetof(agglo_recipe_teacher, spatial_norm), 0, 0, NULL, NULL, false},
+    {"neck", AGGLO_FIELD_BOOL, offsetof(agglo_recipe_teacher, neck), 0, 0, NULL, NULL, false},
     {"pos_interp", AGGLO_FIELD_CHOICE, offsetof(agglo_recipe_teacher, pos_interp), 0, 0, pos_choices, NULL, false},
+    {"precision", AGGLO_FIELD_CHOICE, offsetof(agglo_recipe_teacher, precision), 0, 0, teacher_precision_choices, NULL,
+     false},
 };
 
 static agglo_status read_teacher(const agglo_yaml *node, agglo_recipe *recipe, agglo_err *err)

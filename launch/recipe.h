@@ -28,7 +28,9 @@ typedef struct agglo_recipe_teacher {
     double summary_weight, spatial_weight;
     int summary; /* 0: proj, 1: preproj */
     bool spatial_norm;
+    bool neck;      /* SAM: spatial behind the neck */
     int pos_interp; /* 0: as the layout of the file says, 1: hub, 2: hf */
+    int precision;  /* of the teacher pass, 0: fp32, 1: bf16 */
 } agglo_recipe_teacher;
 
 typedef enum agglo_precision { AGGLO_PRECISION_AUTO, AGGLO_PRECISION_FP32, AGGLO_PRECISION_BF16 } agglo_precision;

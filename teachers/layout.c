@@ -1,36 +1,142 @@
-/* Layouts of published checkpoints: expansion of a layout's table for one model; see layout_impl.h. */
+/* Layouts of published checkpoints: which one a file is in, and the expansion of its table for one model; see layout_impl.h. */
 #include "teachers/layout_impl.h"
 
+#include <ctype.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
-static const agglo_layout *const layouts[] = {&agglo_layout_clip_hf, &agglo_layout_dinov2_hf};
+/* Of a family, the first is what the random writer uses. */
+static const agglo_layout *const layouts[] = {
+    &agglo_layout_clip_hf,    &agglo_layout_clip_open, &agglo_layout_clip_timm,    &agglo_layout_dinov2_hf,
+    &agglo_layout_dinov2_hub, &agglo_layout_sam_hf,    &agglo_layout_sam_original,
+};
 
-const agglo_layout *agglo_layout_find(const agglo_weights *weights, const char **prefix)
+static const agglo_st_tensor *find(const agglo_weights *weights, const char *prefix, const char *name)
 {
-    char name[160];
+    char full[256];
 
-    for (size_t i = 0; i < AGGLO_COUNT(layouts); i++) {
-        for (const char *const *p = layouts[i]->prefixes; *p != NULL; p++) {
-            snprintf(name, sizeof name, "%s%s", *p, layouts[i]->probe);
-            if (agglo_weights_find(weights, name) != NULL) {
-                *prefix = *p;
-                return layouts[i];
+    snprintf(full, sizeof full, "%s%s", prefix, name);
+    return agglo_weights_find(weights, full);
+}
+
+/* ---- which layout ---- */
+
+/* The layout with its probe at this name? */
+static bool probe_at(const agglo_weights *weights, const agglo_layout *layout, const char *name,
+                     agglo_layout_found *out)
+{
+    size_t n_name = strlen(name);
+
+    for (const char *const *p = layout->prefixes; *p != NULL; p++) {
+        size_t n_tail = strlen(*p) + strlen(layout->probe), n_outer = n_name - n_tail;
+        bool marked = layout->marks == NULL;
+
+        if (n_name < n_tail || n_outer >= sizeof out->outer || (n_outer > 0 && name[n_outer - 1] != '.') ||
+            strncmp(name + n_outer, *p, strlen(*p)) != 0 || strcmp(name + n_outer + strlen(*p), layout->probe) != 0) {
+            continue;
+        }
+        *out = (agglo_layout_found){.layout = layout};
+        memcpy(out->outer, name, n_outer);
+        snprintf(out->prefix, sizeof out->prefix, "%s%s", out->outer, *p);
+        for (const char *const *m = layout->marks; !marked && *m != NULL; m++) {
+            marked = find(weights, out->prefix, *m) != NULL;
+        }
+        if (marked) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* A checkpoint of self-distillation holds two copies; the one that is published and used is the teacher's average. */
+static bool is_students(const agglo_layout_found *f)
+{
+    return strncmp(f->outer, "student.", 8) == 0 || strstr(f->outer, ".student.") != NULL;
+}
+
+/* Blocks named "blocks.<chunk>.<block>.", the block counted through: how many are in chunk 0. 0: not so named. */
+static int chunk_of(const agglo_weights *weights, const agglo_layout_found *f)
+{
+    const agglo_layout *layout = f->layout;
+    char name[160];
+    int n = 0;
+
+    if (!layout->may_chunk) {
+        return 0;
+    }
+    do {
+        snprintf(name, sizeof name, "%s0.%d.%s", layout->block, n, layout->in_block[0].source);
+    } while (find(weights, f->prefix, name) != NULL && ++n < 1024);
+    return n;
+}
+
+static agglo_status check_refused(const agglo_weights *weights, const agglo_layout_found *f, agglo_err *err)
+{
+    char start[160];
+
+    for (const char *const *r = f->layout->refused; r != NULL && *r != NULL; r += 2) {
+        int n = snprintf(start, sizeof start, "%s%s", f->outer, r[0]);
+
+        for (size_t i = 0; i < agglo_weights_count(weights); i++) {
+            const char *name = agglo_weights_at(weights, i)->name;
+
+            if (strncmp(name, start, (size_t)n) == 0) {
+                return agglo_fail(err, AGGLO_E_UNSUPPORTED, "tensor %.120s: %s is not supported", name, r[1]);
             }
         }
     }
-    return NULL;
+    return AGGLO_OK;
 }
 
-const agglo_layout *agglo_layout_of_family(const char *family)
+agglo_status agglo_layout_find(const agglo_weights *weights, agglo_layout_found *out, agglo_err *err)
 {
-    for (size_t i = 0; i < AGGLO_COUNT(layouts); i++) {
-        if (strcmp(layouts[i]->family, family) == 0) {
-            return layouts[i];
+    agglo_layout_found f;
+    bool found = false;
+
+    for (size_t i = 0; i < agglo_weights_count(weights); i++) {
+        const char *name = agglo_weights_at(weights, i)->name;
+
+        for (size_t k = 0; k < AGGLO_COUNT(layouts); k++) {
+            if (!probe_at(weights, layouts[k], name, &f)) {
+                continue;
+            }
+            if (found && is_students(&f) == is_students(out)) {
+                agglo_fail(err, AGGLO_E_UNSUPPORTED, "there are two image towers, at %s%s and %s%s: which is not known",
+                           out->prefix, out->layout->probe, f.prefix, f.layout->probe);
+                return agglo_at(err, "%s", agglo_weights_path(weights));
+            }
+            if (!found || is_students(out)) {
+                *out = f;
+            }
+            found = true;
+            break;
         }
     }
-    return NULL;
+    if (!found) {
+        agglo_fail(err, AGGLO_E_UNSUPPORTED,
+                   "no tensor names of a known teacher (CLIP of transformers, OpenCLIP or timm, DINOv2 of transformers "
+                   "or torch-hub, SAM of transformers or segment_anything)");
+    } else {
+        out->chunk = chunk_of(weights, out);
+        check_refused(weights, out, err);
+    }
+    return err->status != AGGLO_OK ? agglo_at(err, "%s", agglo_weights_path(weights)) : AGGLO_OK;
 }
+
+void agglo_layout_of_family(const char *family, agglo_layout_found *out)
+{
+    *out = (agglo_layout_found){0};
+    for (size_t i = 0; i < AGGLO_COUNT(layouts) && out->layout == NULL; i++) {
+        if (strcmp(layouts[i]->family, family) == 0) {
+            out->layout = layouts[i];
+            snprintf(out->prefix, sizeof out->prefix, "%s", layouts[i]->prefixes[0]);
+        }
+    }
+    AGGLO_ASSERT(out->layout != NULL);
+}
+
+/* ---- expansion ---- */
 
 static bool row_applies(const agglo_layout_row *row, const agglo_teacher_config *c)
 {
@@ -45,17 +151,21 @@ static bool row_applies(const agglo_layout_row *row, const agglo_teacher_config 
         return !c->swiglu;
     case AGGLO_ROW_SWIGLU:
         return c->swiglu;
+    case AGGLO_ROW_NECK:
+        return c->neck > 0;
     }
     return false;
 }
 
-static int64_t extent(char letter, const agglo_teacher_config *c)
+static int64_t extent(char letter, const agglo_teacher_config *c, int index)
 {
     int64_t grid = c->image / c->patch;
 
     switch (letter) {
     case 'd':
         return c->dim;
+    case 't':
+        return 3 * (int64_t)c->dim;
     case 'h':
         return c->swiglu ? 2 * (int64_t)c->mlp_dim : c->mlp_dim;
     case 'm':
@@ -70,32 +180,55 @@ static int64_t extent(char letter, const agglo_teacher_config *c)
         return c->registers;
     case 'e':
         return c->proj;
+    case 'g':
+        return grid;
+    case 'o':
+        return c->neck;
+    case '3':
+        return 3;
+    case 'k':
+        return c->dim / c->heads;
+    case 's':
+        return 2 * (agglo_teacher_is_global(c, index) ? grid : c->window) - 1;
     default:
         AGGLO_ASSERT(letter == '1');
         return 1;
     }
 }
 
+char *agglo_layout_block(const agglo_layout_found *where, int i, char *out, size_t n_bytes)
+{
+    if (where->chunk > 0) {
+        snprintf(out, n_bytes, "%s%d.%d.", where->layout->block, i / where->chunk, i);
+    } else {
+        snprintf(out, n_bytes, "%s%d.", where->layout->block, i);
+    }
+    return out;
+}
+
 static void fill(agglo_layout_tensor *t, const agglo_layout_row *row, const agglo_teacher_config *config,
-                 const char *prefix, const char *block, const char *param_block)
+                 const agglo_layout_found *where, const char *block, const char *param_block, int index)
 {
     bool rooted = row->source[0] == '/';
 
-    snprintf(t->name, sizeof t->name, "%s%s%s", rooted ? "" : prefix, block, rooted ? row->source + 1 : row->source);
+    snprintf(t->name, sizeof t->name, "%s%s%s", rooted ? where->outer : where->prefix, block,
+             rooted ? row->source + 1 : row->source);
     if (row->param != NULL) {
         snprintf(t->param, sizeof t->param, "%s%s", param_block, row->param);
     }
     t->rank = (int)strlen(row->shape);
     for (int i = 0; i < t->rank; i++) {
-        t->shape[i] = extent(row->shape[i], config);
+        t->shape[i] = extent(row->shape[i], config, index);
     }
     t->first_row = row->part * t->shape[0];
+    t->transposed = row->transposed;
     t->kind = row->kind;
 }
 
-agglo_status agglo_layout_expand(const agglo_layout *layout, const agglo_teacher_config *config, const char *prefix,
+agglo_status agglo_layout_expand(const agglo_layout_found *where, const agglo_teacher_config *config,
                                  agglo_layout_tensor **out, size_t *n, agglo_err *err)
 {
+    const agglo_layout *layout = where->layout;
     size_t most = layout->n_top + layout->n_in_block * (size_t)config->depth;
     char block[64] = "", param_block[32] = "";
     size_t k = 0;
@@ -107,18 +240,72 @@ agglo_status agglo_layout_expand(const agglo_layout *layout, const agglo_teacher
     }
     for (size_t i = 0; i < layout->n_top; i++) {
         if (row_applies(&layout->top[i], config)) {
-            fill(&(*out)[k++], &layout->top[i], config, prefix, block, param_block);
+            fill(&(*out)[k++], &layout->top[i], config, where, block, param_block, 0);
         }
     }
     for (int b = 0; b < config->depth; b++) {
-        snprintf(block, sizeof block, "%s%d.", layout->block, b);
+        agglo_layout_block(where, b, block, sizeof block);
         snprintf(param_block, sizeof param_block, "blocks.%d.", b);
         for (size_t i = 0; i < layout->n_in_block; i++) {
             if (row_applies(&layout->in_block[i], config)) {
-                fill(&(*out)[k++], &layout->in_block[i], config, prefix, block, param_block);
+                fill(&(*out)[k++], &layout->in_block[i], config, where, block, param_block, b);
             }
         }
     }
     *n = k;
+    return AGGLO_OK;
+}
+
+/* ---- the rest of the file ---- */
+
+static int by_name(const void *a, const void *b)
+{
+    return strcmp(((const agglo_layout_tensor *)a)->name, ((const agglo_layout_tensor *)b)->name);
+}
+
+/* The prefix and the block's word, then a number: a tensor of a block that the model should know. */
+static bool in_blocks(const agglo_layout_found *where, const char *name)
+{
+    size_t n_prefix = strlen(where->prefix), n_block = strlen(where->layout->block);
+
+    return strncmp(name, where->prefix, n_prefix) == 0 &&
+           strncmp(name + n_prefix, where->layout->block, n_block) == 0 &&
+           isdigit((unsigned char)name[n_prefix + n_block]);
+}
+
+agglo_status agglo_layout_unknown(const agglo_layout_found *where, const agglo_weights *weights,
+                                  agglo_layout_tensor *tensors, size_t n_tensors, const char ***out, size_t *n,
+                                  agglo_err *err)
+{
+    size_t count = agglo_weights_count(weights), n_outer = strlen(where->outer);
+    const char **names = (const char **)agglo_alloc(count, sizeof *names, err);
+
+    *out = names;
+    *n = 0;
+    if (names == NULL) {
+        return err->status;
+    }
+    qsort(tensors, n_tensors, sizeof *tensors, by_name);
+    for (size_t i = 0; i < count; i++) {
+        const char *name = agglo_weights_at(weights, i)->name;
+        bool within = strncmp(name, where->outer, n_outer) == 0, known = false;
+        agglo_layout_tensor key = {0};
+
+        if (strlen(name) < sizeof key.name) {
+            memcpy(key.name, name, strlen(name));
+            known = bsearch(&key, tensors, n_tensors, sizeof *tensors, by_name) != NULL;
+        }
+        for (const char *const *p = where->layout->ignored; !known && within && *p != NULL; p++) {
+            known = strncmp(name + n_outer, *p, strlen(*p)) == 0;
+        }
+        if (known) {
+            continue;
+        }
+        if (in_blocks(where, name)) {
+            return agglo_fail(err, AGGLO_E_UNSUPPORTED, "tensor %.140s is no part of a %s block as %s stores it", name,
+                              where->layout->family, where->layout->name);
+        }
+        names[(*n)++] = name;
+    }
     return AGGLO_OK;
 }

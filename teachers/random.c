@@ -71,13 +71,16 @@ static void scale_of(const agglo_layout_tensor *t, filling *f)
 
 /* Texts of the metadata; the writer borrows them until the file is written. */
 typedef struct metadata {
-    char numbers[8][16], eps[32], mean[64], std[64];
+    char numbers[10][16], eps[32], mean[64], std[64], global_layers[1024];
 } metadata;
 
 static agglo_status add_metadata(agglo_st_writer *writer, const agglo_teacher_config *c, metadata *m, agglo_err *err)
 {
-    static const char *const names[8] = {"dim", "depth", "heads", "mlp_dim", "patch", "image", "proj", "registers"};
-    const int values[8] = {c->dim, c->depth, c->heads, c->mlp_dim, c->patch, c->image, c->proj, c->registers};
+    static const char *const names[10] = {"dim",   "depth", "heads",     "mlp_dim", "patch",
+                                          "image", "proj",  "registers", "window",  "neck"};
+    const int values[10] = {c->dim,   c->depth, c->heads,     c->mlp_dim, c->patch,
+                            c->image, c->proj,  c->registers, c->window,  c->neck};
+    bool sam = strcmp(c->family, "sam") == 0;
     const char *const texts[][2] = {
         {"format", "pt"},
         {"family", c->family},
@@ -97,7 +100,11 @@ static agglo_status add_metadata(agglo_st_writer *writer, const agglo_teacher_co
             return err->status;
         }
     }
-    for (size_t i = 0; i < 8; i++) {
+    agglo_teacher_global_text(c, m->global_layers, sizeof m->global_layers);
+    if (sam && agglo_st_writer_meta(writer, "global_layers", m->global_layers, err) != AGGLO_OK) {
+        return err->status;
+    }
+    for (size_t i = 0; i < (sam ? 10 : 8); i++) {
         snprintf(m->numbers[i], sizeof m->numbers[i], "%d", values[i]);
         if (agglo_st_writer_meta(writer, names[i], m->numbers[i], err) != AGGLO_OK) {
             return err->status;
@@ -110,7 +117,7 @@ agglo_status agglo_teacher_write_random(const agglo_teacher_config *config, uint
                                         agglo_err *err)
 {
     agglo_teacher_config c = *config;
-    const agglo_layout *layout = agglo_layout_of_family(c.family);
+    agglo_layout_found where;
     agglo_layout_tensor *tensors = NULL;
     agglo_st_writer *writer = NULL;
     agglo_pool *pool = NULL;
@@ -118,9 +125,8 @@ agglo_status agglo_teacher_write_random(const agglo_teacher_config *config, uint
     metadata texts;
     size_t n = 0, n_values = 0, used = 0;
 
-    AGGLO_ASSERT(layout != NULL);
-    if (agglo_teacher_check(&c, err) != AGGLO_OK ||
-        agglo_layout_expand(layout, &c, layout->prefixes[0], &tensors, &n, err) != AGGLO_OK ||
+    agglo_layout_of_family(c.family, &where);
+    if (agglo_teacher_check(&c, err) != AGGLO_OK || agglo_layout_expand(&where, &c, &tensors, &n, err) != AGGLO_OK ||
         agglo_st_writer_new(&writer, err) != AGGLO_OK || agglo_pool_new(&pool, 0, err) != AGGLO_OK) {
         goto fail;
     }

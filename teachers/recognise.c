@@ -1,38 +1,40 @@
-/* What a checkpoint is: shapes of its tensors, then its metadata, config.json, the caller's word and the registry; see teacher.h. */
-#include "base/json.h"
+/* What a checkpoint is: shapes of its tensors, then what is stated in and beside it, the caller's word and the registry; see teacher.h. */
 #include "base/log.h"
-#include "teachers/layout_impl.h"
-#include "teachers/teacher.h"
+#include "teachers/facts_impl.h"
+#include "teachers/load.h"
+#include "teachers/recognise_impl.h"
+#include "teachers/sam_impl.h"
 
 #include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
-/* What shapes do not tell: 0 (or false) until some source says it. */
-typedef struct facts {
-    int heads;
-    bool has_act;
-    agglo_act act;
-    double norm_eps;
-    bool has_mean;
-    float mean[3], std[3];
-} facts;
-
-static const agglo_st_tensor *find(const agglo_weights *weights, const char *prefix, const char *block,
-                                   const char *name)
+/* A tensor by the name in its layout's table; of block 0 with in_block. A leading '/' as in the table. */
+static char *name_of(const agglo_layout_found *f, bool in_block, const char *source, char *out, size_t n_bytes)
 {
-    char full[192];
+    bool rooted = source[0] == '/';
+    char block[64] = "";
 
-    snprintf(full, sizeof full, "%s%s%s", prefix, block, name);
-    return agglo_weights_find(weights, full);
+    if (in_block) {
+        agglo_layout_block(f, 0, block, sizeof block);
+    }
+    snprintf(out, n_bytes, "%s%s%s", rooted ? f->outer : f->prefix, block, rooted ? source + 1 : source);
+    return out;
 }
 
-static agglo_status missing(const agglo_weights *weights, const char *prefix, const char *block, const char *name,
-                            agglo_err *err)
+static const agglo_st_tensor *find(const agglo_weights *weights, const agglo_layout_found *f, bool in_block,
+                                   const char *source)
 {
-    agglo_fail(err, AGGLO_E_DATA, "tensor %s%s%s is missing", prefix, block, name);
-    return agglo_at(err, "%s", agglo_weights_path(weights));
+    char name[256];
+
+    return source != NULL ? agglo_weights_find(weights, name_of(f, in_block, source, name, sizeof name)) : NULL;
+}
+
+static agglo_status missing(const agglo_layout_found *f, bool in_block, const char *source, agglo_err *err)
+{
+    char name[256];
+
+    return agglo_fail(err, AGGLO_E_DATA, "tensor %s is missing", name_of(f, in_block, source, name, sizeof name));
 }
 
 /* An extent that becomes an int: bounded here, so that no later product overflows. */
@@ -45,416 +47,264 @@ static bool extent(const agglo_st_tensor *t, int axis, int *out)
     return true;
 }
 
-static agglo_status odd_shape(const agglo_weights *weights, const agglo_st_tensor *t, const char *expected,
-                              agglo_err *err)
+static agglo_status odd_shape(const agglo_st_tensor *t, const char *expected, agglo_err *err)
 {
-    char shape[96] = "[";
-    size_t used = 1;
+    char shape[160];
 
-    for (int i = 0; i < t->rank && used < sizeof shape - 24; i++) {
-        used +=
-            (size_t)snprintf(shape + used, sizeof shape - used, "%s%lld", i > 0 ? ", " : "", (long long)t->shape[i]);
-    }
-    agglo_fail(err, AGGLO_E_DATA, "tensor %s has shape %s], expected %s", t->name, shape, expected);
-    return agglo_at(err, "%s", agglo_weights_path(weights));
+    return agglo_fail(err, AGGLO_E_DATA, "tensor %.140s has shape %s, expected %s", t->name,
+                      agglo_load_shape_text(t->rank, t->shape, shape, sizeof shape), expected);
 }
 
-/* dim, patch, depth, mlp_dim, swiglu, image, registers, proj: read off the tensors. */
-static agglo_status read_shapes(const agglo_weights *weights, const agglo_layout *layout, const char *prefix,
-                                agglo_teacher_config *c, agglo_err *err)
+static int count_blocks(const agglo_weights *weights, const agglo_layout_found *f)
 {
-    const agglo_st_tensor *probe = find(weights, prefix, "", layout->probe), *t;
-    char block[64];
-    int rows = 0, grid;
+    char block[64], name[256];
+    int n = 0;
 
-    if (probe->rank != 4 || probe->shape[1] != 3 || probe->shape[2] != probe->shape[3] || !extent(probe, 0, &c->dim) ||
-        !extent(probe, 2, &c->patch)) {
-        return odd_shape(weights, probe, "[dim, 3, patch, patch]", err);
-    }
-    c->depth = 0;
     do {
-        snprintf(block, sizeof block, "%s%d.", layout->block, c->depth);
-        c->depth++;
-    } while (c->depth <= 1024 && (find(weights, prefix, block, layout->in_block[0].source) != NULL));
-    c->depth--;
-    snprintf(block, sizeof block, "%s0.", layout->block);
-    if (c->depth == 0) {
-        return missing(weights, prefix, block, layout->in_block[0].source, err);
-    }
-    t = layout->mlp_swiglu != NULL ? find(weights, prefix, block, layout->mlp_swiglu) : NULL;
-    c->swiglu = t != NULL;
-    if (t == NULL) {
-        t = find(weights, prefix, block, layout->mlp_plain);
-    }
-    if (t == NULL) {
-        return missing(weights, prefix, block, layout->mlp_plain, err);
-    }
-    if (t->rank != 2 || !extent(t, 0, &c->mlp_dim) || (c->swiglu && c->mlp_dim % 2 != 0)) {
-        return odd_shape(weights, t, c->swiglu ? "[2 * mlp_dim, dim]" : "[mlp_dim, dim]", err);
-    }
-    c->mlp_dim = c->swiglu ? c->mlp_dim / 2 : c->mlp_dim;
-
-    t = find(weights, prefix, "", layout->positions);
-    if (t == NULL) {
-        return missing(weights, prefix, "", layout->positions, err);
-    }
-    if (t->rank < 2 || !extent(t, t->rank - 2, &rows)) {
-        return odd_shape(weights, t, "[1 + grid * grid, dim]", err);
-    }
-    grid = (int)lround(sqrt((double)(rows - 1)));
-    if (grid < 1 || grid * grid != rows - 1 || grid > 8192 / c->patch) {
-        return odd_shape(weights, t, "[1 + grid * grid, dim]", err);
-    }
-    c->image = grid * c->patch;
-
-    c->registers = 0;
-    t = layout->registers != NULL ? find(weights, prefix, "", layout->registers) : NULL;
-    if (t != NULL && (t->rank != 3 || !extent(t, 1, &c->registers))) {
-        return odd_shape(weights, t, "[1, registers, dim]", err);
-    }
-    c->proj = 0;
-    t = layout->projection != NULL ? agglo_weights_find(weights, layout->projection) : NULL;
-    if (t != NULL && (t->rank != 2 || !extent(t, 0, &c->proj))) {
-        return odd_shape(weights, t, "[proj, dim]", err);
-    }
-    return AGGLO_OK;
+        snprintf(name, sizeof name, "%s%s%s", f->prefix, agglo_layout_block(f, n, block, sizeof block),
+                 f->layout->in_block[0].source);
+    } while (agglo_weights_find(weights, name) != NULL && ++n < 1024);
+    return n;
 }
 
-static agglo_status disagree(agglo_err *err, const char *field, long long said, long long found)
+/* A classifier where the projection would be: its bias is not the zeros that timm puts behind CLIP's. Every float's zero is zero bytes, or a sign. */
+static bool is_zero(const agglo_st_tensor *t)
 {
-    return agglo_fail(err, AGGLO_E_MISMATCH, "%s is stated as %lld, the tensors say %lld", field, said, found);
-}
-
-static bool parse_three(const char *text, float out[3])
-{
-    for (int i = 0; i < 3; i++) {
-        char *end;
-
-        out[i] = strtof(text, &end);
-        if (end == text || *end != (i < 2 ? ',' : '\0')) {
+    for (size_t i = 0; i < t->n_bytes; i++) {
+        if (t->data[i] != 0) {
             return false;
         }
-        text = end + 1;
     }
     return true;
 }
 
-/* __metadata__ as agglo_teacher_write_random leaves it; other files have no "family" there. */
-static agglo_status read_metadata(const agglo_weights *weights, const agglo_teacher_config *c, facts *known,
-                                  agglo_err *err)
+static agglo_status read_projection(const agglo_weights *weights, const agglo_layout_found *f, agglo_teacher_config *c,
+                                    agglo_err *err)
 {
-    static const char *const fields[] = {"dim",  "depth",     "heads", "mlp_dim", "patch",         "image",
-                                         "proj", "registers", "act",   "mlp",     "layer_norm_eps"};
-    const char *family = agglo_weights_meta(weights, "family"), *mean = agglo_weights_meta(weights, "mean"),
-               *std = agglo_weights_meta(weights, "std");
-    agglo_teacher_config said = *c;
+    const agglo_layout *layout = f->layout;
+    const agglo_st_tensor *t = find(weights, f, false, layout->projection),
+                          *bias = find(weights, f, false, layout->projection_bias);
+    bool transposed = false;
 
-    if (family == NULL) {
+    c->proj = 0;
+    if (t == NULL || (bias != NULL && !is_zero(bias))) {
         return AGGLO_OK;
     }
-    if (strcmp(family, c->family) != 0) {
-        agglo_fail(err, AGGLO_E_MISMATCH, "family is stated as %.32s, the tensors are a %s's", family, c->family);
-        goto fail;
+    for (size_t i = 0; i < layout->n_top; i++) {
+        transposed |= layout->top[i].transposed && strcmp(layout->top[i].source, layout->projection) == 0;
     }
-    snprintf(said.arch, sizeof said.arch, "stated");
-    said.heads = 0;
-    for (size_t i = 0; i < AGGLO_COUNT(fields); i++) {
-        const char *value = agglo_weights_meta(weights, fields[i]);
-
-        if (value == NULL) {
-            continue;
-        }
-        if (agglo_teacher_set(&said, fields[i], value, err) != AGGLO_OK) {
-            err->status = AGGLO_E_DATA;
-            goto fail;
-        }
-        if (strcmp(fields[i], "act") == 0) {
-            known->has_act = true;
-            known->act = said.act;
-        } else if (strcmp(fields[i], "layer_norm_eps") == 0) {
-            known->norm_eps = (double)said.norm_eps;
-        }
-    }
-    known->heads = said.heads;
-    if (said.dim != c->dim || said.depth != c->depth || said.mlp_dim != c->mlp_dim || said.patch != c->patch ||
-        said.image != c->image || said.proj != c->proj || said.registers != c->registers || said.swiglu != c->swiglu) {
-        const struct {
-            const char *name;
-            int said, found;
-        } shapes[] = {
-            {"dim", said.dim, c->dim},
-            {"depth", said.depth, c->depth},
-            {"mlp_dim", said.mlp_dim, c->mlp_dim},
-            {"patch", said.patch, c->patch},
-            {"image", said.image, c->image},
-            {"proj", said.proj, c->proj},
-            {"registers", said.registers, c->registers},
-            {"mlp (swiglu)", said.swiglu, c->swiglu},
-        };
-
-        for (size_t i = 0; i < AGGLO_COUNT(shapes); i++) {
-            if (shapes[i].said != shapes[i].found) {
-                disagree(err, shapes[i].name, shapes[i].said, shapes[i].found);
-                goto fail;
-            }
-        }
-    }
-    if (mean != NULL && std != NULL) {
-        if (!parse_three(mean, known->mean) || !parse_three(std, known->std)) {
-            agglo_fail(err, AGGLO_E_DATA, "mean and std must be three numbers each");
-            goto fail;
-        }
-        known->has_mean = true;
-    }
-    return AGGLO_OK;
-fail:
-    return agglo_at(err, "%s: __metadata__", agglo_weights_path(weights));
+    return t->rank == 2 && extent(t, transposed ? 1 : 0, &c->proj)
+               ? AGGLO_OK
+               : odd_shape(t, transposed ? "[dim, proj]" : "[proj, dim]", err);
 }
 
-/* STEM.SUFFIX of the weights, otherwise SUFFIX in their directory; NULL in *out when there is neither. */
-static agglo_status beside(const agglo_weights *weights, const char *suffix, char **out, agglo_err *err)
+/* dim, patch, depth, mlp_dim, swiglu, image, registers, proj: read off the tensors. */
+static agglo_status read_shapes(const agglo_weights *weights, const agglo_layout_found *f, agglo_teacher_config *c,
+                                agglo_err *err)
 {
-    char *dir = NULL, *path;
+    const agglo_layout *layout = f->layout;
+    const agglo_st_tensor *probe = find(weights, f, false, layout->probe), *t;
+    int rows = 0, grid;
 
-    *out = NULL;
-    path = agglo_format(err, "%s.%s", agglo_weights_stem(weights), suffix);
-    if (path == NULL) {
-        return err->status;
+    if (probe->rank != 4 || probe->shape[1] != 3 || probe->shape[2] != probe->shape[3] || !extent(probe, 0, &c->dim) ||
+        !extent(probe, 2, &c->patch)) {
+        return odd_shape(probe, "[dim, 3, patch, patch]", err);
     }
-    if (!agglo_path_exists(path)) {
-        agglo_free(path);
-        path = NULL;
-        dir = agglo_path_dir(agglo_weights_path(weights), err);
-        if (dir == NULL || (path = agglo_path_join(dir, suffix, err)) == NULL) {
-            agglo_free(dir);
-            return err->status;
-        }
-        agglo_free(dir);
-        if (!agglo_path_exists(path)) {
-            agglo_free(path);
-            path = NULL;
-        }
+    c->depth = count_blocks(weights, f);
+    if (c->depth == 0) {
+        return missing(f, true, layout->in_block[0].source, err);
     }
-    *out = path;
-    return AGGLO_OK;
+    t = find(weights, f, true, layout->mlp_swiglu);
+    c->swiglu = t != NULL;
+    if (t == NULL) {
+        t = find(weights, f, true, layout->mlp_plain);
+    }
+    if (t == NULL) {
+        return missing(f, true, layout->mlp_plain, err);
+    }
+    if (t->rank != 2 || !extent(t, 0, &c->mlp_dim) || (c->swiglu && c->mlp_dim % 2 != 0)) {
+        return odd_shape(t, c->swiglu ? "[2 * mlp_dim, dim]" : "[mlp_dim, dim]", err);
+    }
+    c->mlp_dim = c->swiglu ? c->mlp_dim / 2 : c->mlp_dim;
+    c->heads = 0; /* until someone says it */
+    c->registers = 0;
+    c->proj = 0;
+    if (layout->read_shapes != NULL) {
+        return layout->read_shapes(weights, f, c, err);
+    }
+
+    t = find(weights, f, false, layout->positions);
+    if (t == NULL) {
+        return missing(f, false, layout->positions, err);
+    }
+    if (t->rank < 2 || !extent(t, t->rank - 2, &rows)) {
+        return odd_shape(t, "[1 + grid * grid, dim]", err);
+    }
+    grid = (int)lround(sqrt((double)(rows - 1)));
+    if (grid < 1 || grid * grid != rows - 1 || grid > 8192 / c->patch) {
+        return odd_shape(t, "[1 + grid * grid, dim]", err);
+    }
+    c->image = grid * c->patch;
+
+    t = find(weights, f, false, layout->registers);
+    if (t != NULL && (t->rank != 3 || !extent(t, 1, &c->registers))) {
+        return odd_shape(t, "[1, registers, dim]", err);
+    }
+    return read_projection(weights, f, c, err);
 }
 
-/* One integer of config.json that the tensors must confirm, where it is stated. */
-static agglo_status confirm(const json_t *json, const char *key, int found, agglo_err *err)
+/* The activation that the caller names, or that an architecture's name stands for. Nothing in the weights tells it. */
+static agglo_status settle_act(const agglo_weights *weights, const agglo_facts *known, const char *act,
+                               agglo_teacher_file *out, agglo_err *err)
 {
-    int64_t said;
-
-    if (json_object_get(json, key) == NULL) {
-        return AGGLO_OK;
-    }
-    if (agglo_json_get_int(json, key, 0, INT64_MAX, &said, err) != AGGLO_OK) {
-        return err->status;
-    }
-    return said == found ? AGGLO_OK : disagree(err, key, (long long)said, found);
-}
-
-static agglo_status read_config_fields(const json_t *root, const agglo_layout *layout, const agglo_teacher_config *c,
-                                       facts *known, agglo_err *err)
-{
-    const json_t *nested = json_object_get(root, "vision_config"), *json = json_is_object(nested) ? nested : root;
-    bool clip = strcmp(c->family, "clip") == 0;
-    const char *text;
-    int64_t heads = 12; /* transformers leaves out what equals its class's defaults */
-    double eps;
-    bool swiglu;
-
-    if (json_object_get(root, "model_type") != NULL) {
-        if (agglo_json_get_string(root, "model_type", &text, err) != AGGLO_OK) {
-            return err->status;
-        }
-        if (strncmp(text, c->family, strlen(c->family)) != 0) {
-            return agglo_fail(err, AGGLO_E_MISMATCH, "model_type is %.48s, the tensors are a %s's", text, c->family);
-        }
-    }
-    if (confirm(json, "hidden_size", c->dim, err) != AGGLO_OK ||
-        confirm(json, "num_hidden_layers", c->depth, err) != AGGLO_OK ||
-        confirm(json, "patch_size", c->patch, err) != AGGLO_OK ||
-        confirm(json, "image_size", c->image, err) != AGGLO_OK ||
-        confirm(json, "num_register_tokens", c->registers, err) != AGGLO_OK) {
-        return err->status;
-    }
-    if (clip && (confirm(json, "intermediate_size", c->mlp_dim, err) != AGGLO_OK ||
-                 (c->proj > 0 && confirm(root, "projection_dim", c->proj, err) != AGGLO_OK))) {
-        return err->status;
-    }
-    if (!clip && json_object_get(json, "use_swiglu_ffn") != NULL) {
-        if (agglo_json_get_bool(json, "use_swiglu_ffn", &swiglu, err) != AGGLO_OK) {
-            return err->status;
-        }
-        if (swiglu != c->swiglu) {
-            return disagree(err, "use_swiglu_ffn", swiglu, c->swiglu);
-        }
-    }
-    if (known->heads == 0) {
-        if (json_object_get(json, "num_attention_heads") != NULL &&
-            agglo_json_get_int(json, "num_attention_heads", 1, 1024, &heads, err) != AGGLO_OK) {
-            return err->status;
-        }
-        known->heads = (int)heads;
-    }
-    if (!known->has_act) {
-        text = layout->defaults_act;
-        if (json_object_get(json, "hidden_act") != NULL &&
-            agglo_json_get_string(json, "hidden_act", &text, err) != AGGLO_OK) {
-            return err->status;
-        }
-        if (!agglo_teacher_act_of(text, &known->act)) {
-            return agglo_fail(err, AGGLO_E_UNSUPPORTED, "hidden_act is %.32s, known are gelu and quick_gelu", text);
-        }
-        known->has_act = true;
-    }
-    if (known->norm_eps == 0.0 && json_object_get(json, "layer_norm_eps") != NULL) {
-        if (agglo_json_get_double(json, "layer_norm_eps", &eps, err) != AGGLO_OK) {
-            return err->status;
-        }
-        if (!(eps > 0.0 && eps < 1.0)) {
-            return agglo_fail(err, AGGLO_E_DATA, "layer_norm_eps is %g, not between 0 and 1", eps);
-        }
-        known->norm_eps = eps;
-    }
-    return AGGLO_OK;
-}
-
-static agglo_status read_triple(const json_t *root, const char *key, float out[3], agglo_err *err)
-{
-    const json_t *array = NULL;
-
-    if (agglo_json_get_array(root, key, &array, err) != AGGLO_OK) {
-        return err->status;
-    }
-    for (size_t i = 0; i < 3; i++) {
-        const json_t *value = json_array_get(array, i);
-
-        if (json_array_size(array) != 3 || !json_is_number(value)) {
-            return agglo_fail(err, AGGLO_E_DATA, "%s is not three numbers", key);
-        }
-        out[i] = (float)json_number_value(value);
-    }
-    return AGGLO_OK;
-}
-
-/* config.json and preprocessor_config.json, where they are. */
-static agglo_status read_json(const agglo_weights *weights, const agglo_layout *layout, const agglo_teacher_config *c,
-                              facts *known, agglo_err *err)
-{
-    json_t *json = NULL;
-    char *path = NULL;
-
-    if (beside(weights, "config.json", &path, err) != AGGLO_OK) {
-        goto fail;
-    }
-    if (path != NULL) {
-        if (agglo_json_read(path, 1 << 20, &json, err) != AGGLO_OK) {
-            goto fail;
-        }
-        if (!json_is_object(json)) {
-            agglo_fail(err, AGGLO_E_DATA, "not a JSON object");
-            agglo_at(err, "%s", path);
-            goto fail;
-        }
-        if (read_config_fields(json, layout, c, known, err) != AGGLO_OK) {
-            agglo_at(err, "%s", path);
-            goto fail;
-        }
-        json_decref(json);
-        json = NULL;
-        agglo_free(path);
-        path = NULL;
-    }
-    if (!known->has_mean) {
-        if (beside(weights, "preprocessor_config.json", &path, err) != AGGLO_OK) {
-            goto fail;
-        }
-        if (path != NULL) {
-            if (agglo_json_read(path, 1 << 20, &json, err) != AGGLO_OK) {
-                goto fail;
-            }
-            if (read_triple(json, "image_mean", known->mean, err) != AGGLO_OK ||
-                read_triple(json, "image_std", known->std, err) != AGGLO_OK) {
-                agglo_at(err, "%s", path);
-                goto fail;
-            }
-            known->has_mean = true;
-        }
-    }
-    json_decref(json);
-    agglo_free(path);
-    return AGGLO_OK;
-fail:
-    json_decref(json);
-    agglo_free(path);
-    return err->status;
-}
-
-agglo_status agglo_teacher_recognise_in(const agglo_weights *weights, const agglo_layout *layout, const char *prefix,
-                                        const char *arch, agglo_teacher_config *out, agglo_err *err)
-{
+    agglo_teacher_config *c = &out->config, named;
     const char *path = agglo_weights_path(weights);
-    agglo_teacher_config named;
-    facts known = {0};
+    agglo_act chosen;
 
-    if (agglo_teacher_named(layout->family, out, err) != AGGLO_OK ||
-        read_shapes(weights, layout, prefix, out, err) != AGGLO_OK ||
-        read_metadata(weights, out, &known, err) != AGGLO_OK ||
-        read_json(weights, layout, out, &known, err) != AGGLO_OK) {
+    c->act = known->act_from != NULL ? known->act : AGGLO_ACT_GELU;
+    out->act_from = known->act_from;
+    if (act != NULL && act[0] != '\0') {
+        if (!agglo_teacher_act_of(act, &chosen)) {
+            return agglo_fail(err, AGGLO_E_CONFIG, "act: \"%.32s\" is neither gelu nor quick_gelu", act);
+        }
+        if (known->act_from != NULL && chosen != known->act) {
+            agglo_log(AGGLO_LOG_WARN, "%s: %s states %s, %s is used as asked for", path, known->act_from,
+                      agglo_teacher_act_name(known->act), act);
+        }
+        c->act = chosen;
+        out->act_from = "asked for";
+        return AGGLO_OK;
+    }
+    if (known->act_from != NULL) {
+        return AGGLO_OK;
+    }
+    out->act_from = strcmp(c->family, "clip") == 0 ? "assumed" : "as published";
+    if (agglo_teacher_is_known(c->arch) && agglo_teacher_named(c->arch, &named, err) == AGGLO_OK) {
+        c->act = named.act;
+    }
+    if (strcmp(c->family, "clip") == 0) {
+        agglo_log(AGGLO_LOG_WARN,
+                  "%s: nothing states the activation, %s is assumed for %s: OpenAI's, MetaCLIP's and DFN's models are "
+                  "quick_gelu, LAION's and DataComp's gelu (act, or a config beside it, tells)",
+                  path, agglo_teacher_act_name(c->act), c->arch);
+    }
+    return AGGLO_OK;
+}
+
+static agglo_status recognise(const agglo_weights *weights, const agglo_layout_found *found, const char *arch,
+                              const char *act, agglo_teacher_file *out, agglo_err *err)
+{
+    const agglo_layout *layout = found->layout;
+    agglo_teacher_config *c = &out->config, named;
+    agglo_facts known = {0};
+
+    if (agglo_teacher_named(layout->family, c, err) != AGGLO_OK || read_shapes(weights, found, c, err) != AGGLO_OK) {
+        return agglo_at(err, "%s", agglo_weights_path(weights));
+    }
+    if (agglo_facts_metadata(&known, weights, c, err) != AGGLO_OK ||
+        agglo_facts_beside(&known, weights, layout, c, err) != AGGLO_OK) {
         return err->status;
     }
     if (arch != NULL && arch[0] != '\0') {
-        if (agglo_teacher_matches(out, arch, err) != AGGLO_OK) {
-            return agglo_at(err, "%s", path);
+        if (agglo_teacher_matches(c, arch, err) != AGGLO_OK) {
+            return agglo_at(err, "%s", agglo_weights_path(weights));
         }
-        if (!agglo_teacher_is_family(arch) && agglo_teacher_named(arch, &named, err) == AGGLO_OK) {
-            known.heads = known.heads != 0 ? known.heads : named.heads;
-            known.act = known.has_act ? known.act : named.act;
-            known.has_act = true;
-        }
-    }
-    out->heads = known.heads != 0 ? known.heads : agglo_teacher_heads_of(out->family, out->dim);
-    if (known.norm_eps > 0.0) {
-        out->norm_eps = (float)known.norm_eps;
-    }
-    if (known.has_mean) {
-        memcpy(out->mean, known.mean, sizeof out->mean);
-        memcpy(out->std, known.std, sizeof out->std);
-    }
-    out->act = known.act;
-    if (!known.has_act) {
-        out->act = AGGLO_ACT_GELU;
-        if (agglo_teacher_check(out, err) != AGGLO_OK) {
-            return agglo_at(err, "%s", path);
-        }
-        if (agglo_teacher_is_known(out->arch) && agglo_teacher_named(out->arch, &named, err) == AGGLO_OK) {
-            out->act = named.act;
-        }
-        if (strcmp(out->family, "clip") == 0) {
-            agglo_log(AGGLO_LOG_WARN,
-                      "%s: nothing states the activation, %s is assumed for %s (a config.json beside it would tell)",
-                      path, agglo_teacher_act_name(out->act), out->arch);
+        if (!agglo_teacher_is_family(arch) && known.heads_from == NULL &&
+            agglo_teacher_named(arch, &named, err) == AGGLO_OK) {
+            known.heads = named.heads;
+            known.heads_from = "the architecture asked for";
         }
     }
-    if (agglo_teacher_check(out, err) != AGGLO_OK) {
-        return agglo_at(err, "%s", path);
+    if (known.windows_from != NULL) {
+        agglo_sam_adopt(c, known.window, known.global_layers);
+    }
+    if (c->heads != 0) {
+        out->heads_from = "the tensors";
+        if (known.heads_from != NULL && known.heads != c->heads) {
+            agglo_facts_disagree(err, "heads", known.heads, c->heads);
+            return agglo_at(err, "%s", agglo_weights_path(weights));
+        }
+    } else {
+        out->heads_from = known.heads_from != NULL ? known.heads_from : "the width, as published models have it";
+        c->heads = known.heads_from != NULL ? known.heads : agglo_teacher_heads_of(c->family, c->dim);
+    }
+    c->norm_eps = known.eps_from != NULL ? known.norm_eps : c->norm_eps;
+    out->pixels_from = known.pixels_from != NULL ? known.pixels_from : "the family's default";
+    if (known.pixels_from != NULL) {
+        memcpy(c->mean, known.mean, sizeof c->mean);
+        memcpy(c->std, known.std, sizeof c->std);
+    }
+    c->act = AGGLO_ACT_GELU;
+    if (agglo_teacher_check(c, err) != AGGLO_OK || /* names the architecture */
+        settle_act(weights, &known, act, out, err) != AGGLO_OK) {
+        return agglo_at(err, "%s", agglo_weights_path(weights));
+    }
+    if (known.fit_from != NULL) {
+        c->fit = known.fit;
+        c->filter = known.filter;
+    } else if (agglo_teacher_is_known(c->arch) && agglo_teacher_named(c->arch, &named, err) == AGGLO_OK) {
+        c->fit = named.fit;
+        c->filter = named.filter;
     }
     return AGGLO_OK;
 }
 
-agglo_status agglo_teacher_recognise(const agglo_weights *weights, const char *arch, agglo_teacher_config *out,
-                                     agglo_err *err)
+agglo_status agglo_teacher_recognise_in(const agglo_weights *weights, const agglo_layout_found *found, const char *arch,
+                                        const char *act, agglo_teacher_file *out, agglo_layout_tensor **tensors,
+                                        size_t *n_tensors, agglo_err *err)
 {
-    const char *prefix = NULL;
-    const agglo_layout *layout = agglo_layout_find(weights, &prefix);
+    const char **unknown = NULL;
+    size_t n_unknown = 0;
 
-    if (layout == NULL) {
-        agglo_fail(err, AGGLO_E_UNSUPPORTED,
-                   "no tensor names of a known teacher (CLIP or DINOv2 in transformers' layout)");
-        agglo_at(err, "%s", agglo_weights_path(weights));
-    } else {
-        agglo_teacher_recognise_in(weights, layout, prefix, arch, out, err);
+    *out = (agglo_teacher_file){.layout = found->layout->name, .hub = found->layout->hub};
+    memcpy(out->prefix, found->outer, sizeof out->prefix);
+    *tensors = NULL;
+    if (recognise(weights, found, arch, act, out, err) != AGGLO_OK) {
+        return err->status;
     }
+    if (agglo_layout_expand(found, &out->config, tensors, n_tensors, err) != AGGLO_OK ||
+        agglo_load_check(weights, *tensors, *n_tensors, err) != AGGLO_OK ||
+        agglo_layout_unknown(found, weights, *tensors, *n_tensors, &unknown, &n_unknown, err) != AGGLO_OK) {
+        agglo_at(err, "%s", agglo_weights_path(weights));
+        goto done;
+    }
+    out->unknown = (char **)agglo_alloc(n_unknown, sizeof *out->unknown, err);
+    for (; out->unknown != NULL && out->n_unknown < n_unknown; out->n_unknown++) {
+        if ((out->unknown[out->n_unknown] = agglo_strdup(unknown[out->n_unknown], err)) == NULL) {
+            break;
+        }
+    }
+done:
+    agglo_free((void *)unknown);
+    if (err->status != AGGLO_OK) {
+        agglo_free(*tensors);
+        *tensors = NULL;
+        agglo_teacher_file_clear(out);
+    }
+    return err->status;
+}
+
+agglo_status agglo_teacher_recognise(const agglo_weights *weights, const char *arch, const char *act,
+                                     agglo_teacher_file *out, agglo_err *err)
+{
+    agglo_layout_tensor *tensors = NULL;
+    agglo_layout_found found;
+    size_t n_tensors = 0;
+
+    *out = (agglo_teacher_file){0};
+    if (agglo_layout_find(weights, &found, err) == AGGLO_OK) {
+        agglo_teacher_recognise_in(weights, &found, arch, act, out, &tensors, &n_tensors, err);
+    }
+    agglo_free(tensors);
     return err->status != AGGLO_OK ? agglo_doing(err, "cannot recognise weights") : AGGLO_OK;
+}
+
+void agglo_teacher_file_clear(agglo_teacher_file *file)
+{
+    for (size_t i = 0; i < file->n_unknown; i++) {
+        agglo_free(file->unknown[i]);
+    }
+    agglo_free(file->unknown);
+    file->unknown = NULL;
+    file->n_unknown = 0;
 }

@@ -25,6 +25,7 @@ struct agglo_vit_encoder {
 /* The tensors of one run, taken from the slab in this order. */
 typedef struct run {
     agglo_tensor pixels, patches, embedded, x, normed, spatial, cls, projected;
+    agglo_tensor f32; /* an output on its way to the host; only where they are not F32 already */
     agglo_vit_block_kept kept;
 } run;
 
@@ -36,6 +37,12 @@ static agglo_param *add(agglo_vit_encoder *e, const char *name, int64_t rows, in
                     : agglo_params_add(e->params, name, 1, shape, AGGLO_INIT_ZERO, 0.0f, false, err);
 }
 
+static agglo_param *add_matrix(agglo_vit_encoder *e, const char *name, int64_t rows, int64_t cols, agglo_err *err)
+{
+    return agglo_params_add_matrix(e->params, name, 2, (const int64_t[]){rows, cols}, AGGLO_INIT_ZERO, 0.0f, false,
+                                   err);
+}
+
 static agglo_status declare(agglo_vit_encoder *e, agglo_err *err)
 {
     const agglo_teacher_config *m = &e->config.model;
@@ -44,14 +51,14 @@ static agglo_status declare(agglo_vit_encoder *e, agglo_err *err)
 
     e->cls = add(e, "cls", d, 0, err);
     e->pos = e->cls != NULL ? add(e, "pos", 1 + grid * grid, d, err) : NULL;
-    e->patch_w = e->pos != NULL ? add(e, "patch.weight", d, 3 * (int64_t)m->patch * m->patch, err) : NULL;
+    e->patch_w = e->pos != NULL ? add_matrix(e, "patch.weight", d, 3 * (int64_t)m->patch * m->patch, err) : NULL;
     e->norm_w = e->patch_w != NULL ? add(e, "norm.weight", d, 0, err) : NULL;
     e->norm_b = e->norm_w != NULL ? add(e, "norm.bias", d, 0, err) : NULL;
     if (e->norm_b == NULL || (e->config.patch_bias && (e->patch_b = add(e, "patch.bias", d, 0, err)) == NULL) ||
         (m->registers > 0 && (e->registers = add(e, "registers", m->registers, d, err)) == NULL) ||
         (e->config.pre_norm && ((e->pre_w = add(e, "pre_norm.weight", d, 0, err)) == NULL ||
                                 (e->pre_b = add(e, "pre_norm.bias", d, 0, err)) == NULL)) ||
-        (m->proj > 0 && (e->proj_w = add(e, "proj.weight", m->proj, d, err)) == NULL)) {
+        (m->proj > 0 && (e->proj_w = add_matrix(e, "proj.weight", m->proj, d, err)) == NULL)) {
         return err->status;
     }
     for (int i = 0; i < m->depth; i++) {
@@ -122,11 +129,12 @@ agglo_status agglo_vit_encoder_new(agglo_vit_encoder **out, agglo_backend *backe
         .swiglu = m->swiglu,
         .layer_scale = config->layer_scale,
         .norm_eps = m->norm_eps,
+        .dtype = config->precision,
     };
     e->blocks = (agglo_vit_block *)agglo_alloc((size_t)m->depth, sizeof *e->blocks, err);
     if (e->blocks == NULL || agglo_params_new(&e->params, backend, false, err) != AGGLO_OK ||
-        declare(e, err) != AGGLO_OK || agglo_load_params(e->params, weights, tensors, n_tensors, err) != AGGLO_OK ||
-        make_prefix(e, err) != AGGLO_OK) {
+        agglo_params_set_storage(e->params, config->precision, err) != AGGLO_OK || declare(e, err) != AGGLO_OK ||
+        agglo_load_params(e->params, weights, tensors, n_tensors, err) != AGGLO_OK || make_prefix(e, err) != AGGLO_OK) {
         goto fail;
     }
     *out = e;
@@ -156,9 +164,10 @@ static void take(const agglo_vit_encoder *e, agglo_slab *slab, int64_t batch, in
     const agglo_teacher_config *m = &e->config.model;
     int64_t d = m->dim, n = (height / m->patch) * (width / m->patch), tokens = e->prefix.shape[0] + n;
     int64_t shape[4] = {batch, tokens, d, 0};
+    agglo_dtype type = e->config.precision;
     size_t mark;
 
-    r->x = agglo_slab_take(slab, AGGLO_F32, 3, shape);
+    r->x = agglo_slab_take(slab, type, 3, shape);
     mark = agglo_slab_mark(slab);
     shape[1] = height;
     shape[2] = width;
@@ -166,18 +175,21 @@ static void take(const agglo_vit_encoder *e, agglo_slab *slab, int64_t batch, in
     r->pixels = agglo_slab_take(slab, AGGLO_U8, 4, shape);
     shape[1] = n;
     shape[2] = 3 * (int64_t)m->patch * m->patch;
-    r->patches = agglo_slab_take(slab, AGGLO_F32, 3, shape);
+    r->patches = agglo_slab_take(slab, type, 3, shape);
     shape[2] = d;
-    r->embedded = agglo_slab_take(slab, AGGLO_F32, 3, shape);
+    r->embedded = agglo_slab_take(slab, type, 3, shape);
     agglo_slab_rewind(slab, mark);
     agglo_vit_block_plan(&r->kept, &e->block_config, batch, tokens, slab);
     agglo_slab_rewind(slab, mark);
-    r->spatial = agglo_slab_take(slab, AGGLO_F32, 3, shape);
+    r->spatial = agglo_slab_take(slab, type, 3, shape);
+    if (type != AGGLO_F32) {
+        r->f32 = agglo_slab_take(slab, AGGLO_F32, 2, (const int64_t[]){batch, n * d > m->proj ? n * d : m->proj});
+    }
     shape[1] = 1;
-    r->cls = agglo_slab_take(slab, AGGLO_F32, 3, shape);
+    r->cls = agglo_slab_take(slab, type, 3, shape);
     if (m->proj > 0) {
         shape[1] = m->proj;
-        r->projected = agglo_slab_take(slab, AGGLO_F32, 2, shape);
+        r->projected = agglo_slab_take(slab, type, 2, shape);
     }
 }
 
@@ -230,6 +242,19 @@ fail:
     return agglo_doing(err, "cannot plan the teacher for %d images of %d x %d", batch, width, height);
 }
 
+/* To the host, as floats. */
+static void give(agglo_backend *be, run *r, const agglo_tensor *from, float *to)
+{
+    agglo_tensor f32 = *from;
+
+    if (from->dtype != AGGLO_F32) {
+        f32.data = r->f32.data;
+        f32.dtype = AGGLO_F32;
+        agglo_cast(be, from, &f32);
+    }
+    agglo_download(be, to, f32.data, agglo_tensor_bytes(&f32));
+}
+
 static void forward(agglo_vit_encoder *e, const uint8_t *pixels, int batch, int height, int width, float *summary,
                     float *spatial)
 {
@@ -244,7 +269,7 @@ static void forward(agglo_vit_encoder *e, const uint8_t *pixels, int batch, int 
     agglo_patchify(be, &r.pixels, NULL, c->model.mean, c->model.std, c->model.patch, &r.patches);
     rows = agglo_tensor_rows(&r.patches);
     embedded = agglo_tensor_rows(&r.embedded);
-    agglo_linear(be, &rows, &e->patch_w->value, e->patch_b != NULL ? &e->patch_b->value : NULL, AGGLO_ACT_NONE, NULL,
+    agglo_linear(be, &rows, &e->patch_w->stored, e->patch_b != NULL ? &e->patch_b->value : NULL, AGGLO_ACT_NONE, NULL,
                  &embedded);
     agglo_tokens_join(be, &e->prefix, &r.embedded, &e->resampled, &r.x);
     rows = agglo_tensor_rows(&r.x);
@@ -262,17 +287,17 @@ static void forward(agglo_vit_encoder *e, const uint8_t *pixels, int batch, int 
         if (!c->spatial_raw) {
             agglo_tokens_slice(be, &r.x, e->prefix.shape[0], &r.spatial);
         }
-        agglo_download(be, spatial, r.spatial.data, agglo_tensor_bytes(&r.spatial));
+        give(be, &r, &r.spatial, spatial);
     }
     if (summary != NULL) {
         agglo_tokens_slice(be, &r.x, 0, &r.cls);
         head = &r.cls;
         if (c->model.proj > 0 && !c->preproj) {
             cls = agglo_tensor_rows(&r.cls);
-            agglo_linear(be, &cls, &e->proj_w->value, NULL, AGGLO_ACT_NONE, NULL, &r.projected);
+            agglo_linear(be, &cls, &e->proj_w->stored, NULL, AGGLO_ACT_NONE, NULL, &r.projected);
             head = &r.projected;
         }
-        agglo_download(be, summary, head->data, agglo_tensor_bytes(head));
+        give(be, &r, head, summary);
     }
 }
 

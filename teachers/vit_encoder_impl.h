@@ -14,6 +14,7 @@ typedef struct agglo_vit_encoder_config {
     int max_batch;
     bool preproj, spatial_raw;
     bool pre_norm, patch_bias, layer_scale; /* what the family has */
+    agglo_dtype precision;                  /* storage of activations and matrices: AGGLO_F32 or AGGLO_BF16 */
 } agglo_vit_encoder_config;
 
 typedef struct agglo_vit_encoder agglo_vit_encoder;

@@ -68,6 +68,14 @@ void agglo_upload_async(agglo_backend *backend, void *dst, const void *src, size
     }
 }
 
+void agglo_download_async(agglo_backend *backend, void *dst, const void *src, size_t n_bytes, agglo_event *done)
+{
+    AGGLO_ASSERT(done != NULL && n_bytes > 0);
+    if (ready(backend)) {
+        backend->ops->download_async(backend, dst, src, n_bytes, done);
+    }
+}
+
 bool agglo_backend_captures(const agglo_backend *backend)
 {
     return backend->ops->capture_begin != NULL;

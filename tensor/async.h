@@ -42,6 +42,10 @@ void agglo_pinned_release(agglo_backend *backend, void *block); /* NULL is fine 
 void agglo_upload_async(agglo_backend *backend, void *dst, const void *src, size_t n_bytes, const agglo_event *after,
                         agglo_event *done);
 
+/* Copy n_bytes of device memory to pinned memory, behind the operators issued so far, and record `done` in the compute stream. dst is not
+ * read until `done`. */
+void agglo_download_async(agglo_backend *backend, void *dst, const void *src, size_t n_bytes, agglo_event *done);
+
 /* ---- a ring of slots that uploads leave from ---- */
 
 /* n_slots pieces of pinned memory, taken in turn; a slot can be taken again when the uploads from it are done. */
@@ -64,7 +68,7 @@ void agglo_upload_ring_join(agglo_upload_ring *ring);
 
 /* A recorded sequence of operators. Rules for what stands between begin and end:
  *   - its shapes have run once before, so that scratch memory, plans and primitives exist: nothing is allocated inside,
- *   - no agglo_upload, agglo_download, agglo_backend_check, alloc or release, no agglo_upload_async, no waiting or asking for events: the host
+ *   - no agglo_upload, agglo_download, agglo_backend_check, alloc or release, no agglo_upload_async or agglo_download_async, no waiting or asking for events: the host
  *     reads nothing; agglo_copy, agglo_zero and operators alone,
  *   - addresses and host values (learning rates, step counts, scales) are those of the recording: what changes from step to step stays outside or in
  *     device memory.

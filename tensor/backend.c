@@ -91,6 +91,11 @@ void agglo_backend_latch(agglo_backend *be, const agglo_err *err)
 agglo_status agglo_backend_check(agglo_backend *backend, agglo_err *err)
 {
     backend->ops->wait(backend);
+    return agglo_backend_peek(backend, err);
+}
+
+agglo_status agglo_backend_peek(agglo_backend *backend, agglo_err *err)
+{
     if (backend->failed.status == AGGLO_OK) {
         return AGGLO_OK;
     }

@@ -45,6 +45,9 @@ bool agglo_backend_supports(const agglo_backend *backend, agglo_dtype dtype);
 /* AGGLO_OK, or the first failure since the last check; waits for outstanding work. */
 agglo_status agglo_backend_check(agglo_backend *backend, agglo_err *err);
 
+/* The same without waiting: what is known by now. After agglo_event_wait that is all that failed before the event. */
+agglo_status agglo_backend_peek(agglo_backend *backend, agglo_err *err);
+
 /* The version of the library behind the CPU backend's matrix products (oneDNN), as it was loaded. */
 typedef struct agglo_backend_library {
     int major, minor, patch;

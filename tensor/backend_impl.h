@@ -96,8 +96,10 @@ typedef struct agglo_backend_ops {
                   agglo_tensor *m, agglo_tensor *v);
     void (*adamw_many)(agglo_backend *be, const agglo_adamw_config *config, float max_norm, bool guarded,
                        agglo_optim *optim);
+    void (*adamw_many_at)(agglo_backend *be, const agglo_tensor *numbers, bool guarded, agglo_optim *optim);
     void (*ema)(agglo_backend *be, float decay, agglo_optim *optim);
     void (*grad_norm)(agglo_backend *be, agglo_optim *optim);
+    void (*grad_hold)(agglo_backend *be, const agglo_tensor *values, agglo_optim *optim);
     void (*sum_squares)(agglo_backend *be, const agglo_tensor *x, agglo_tensor *out);
     void (*axpy)(agglo_backend *be, float a, const agglo_tensor *x, agglo_tensor *y);
     void (*cast)(agglo_backend *be, const agglo_tensor *x, agglo_tensor *y);
@@ -175,6 +177,7 @@ typedef struct agglo_backend_ops {
     void (*pinned_release)(agglo_backend *be, void *block);
     void (*upload_async)(agglo_backend *be, void *dst, const void *src, size_t n_bytes, const agglo_event *after,
                          agglo_event *done);
+    void (*download_async)(agglo_backend *be, void *dst, const void *src, size_t n_bytes, agglo_event *done);
     void (*capture_begin)(
         agglo_backend *be); /* NULL: this backend records nothing, and the other three are never called */
     agglo_graph *(*capture_end)(agglo_backend *be); /* also after a failure, and where nothing was begun */

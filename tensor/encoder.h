@@ -43,7 +43,7 @@ typedef struct agglo_encoder_info {
     double gmac; /* multiply-accumulates of one image at preprocess.size, in 1e9 */
     agglo_preprocess preprocess;
     char weights[65]; /* sha256 of the weights file, hex */
-    char options[64]; /* what changes the features: "summary=proj,spatial_norm=1,pos_interp=hf" */
+    char options[96]; /* what changes the features: "summary=proj,spatial_norm=1,pos=hf,gelu,h16,bf16" */
 } agglo_encoder_info;
 
 /* What of an input is picture, in its upper left, in pixels; the rest is padding (AGGLO_FIT_PAD). */

@@ -30,7 +30,7 @@ void agglo_target_loss(agglo_backend *be, const agglo_loss_config *config, const
     AGGLO_ASSERT(usable(target) && target->batch == batch && target->n == n && target->map.c == c);
     if (weights != NULL) {
         AGGLO_ASSERT(absent_or(weights->valid, batch) && absent_or(weights->sample_weight, batch) &&
-                     absent_or(weights->token_weight, batch * n));
+                     absent_or(weights->token_weight, batch * n) && absent_or(weights->lambda, 1));
     }
     AGGLO_ASSERT(d_pred == NULL || (shaped(d_pred, pred->dtype, batch * n * c) && d_pred->data != pred->data));
     if (values != NULL) {
@@ -47,7 +47,7 @@ void agglo_distill_loss(agglo_backend *be, const agglo_loss_config *config, cons
                         const agglo_tensor *target, const agglo_tensor *valid, float grad_scale, agglo_tensor *d_pred,
                         agglo_tensor *sums)
 {
-    agglo_loss_weights weights = {valid, NULL, NULL};
+    agglo_loss_weights weights = {.valid = valid};
     agglo_target stored;
 
     AGGLO_ASSERT(target->rank == 3 &&

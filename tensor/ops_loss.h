@@ -31,6 +31,8 @@ typedef struct agglo_loss_weights {
     const agglo_tensor *valid;         /* [B]: 1, or 0 for a sample found bad */
     const agglo_tensor *sample_weight; /* [B] */
     const agglo_tensor *token_weight;  /* [B,n] */
+    const agglo_tensor
+        *lambda; /* [1]: a factor of the config's lambda, where a recorded step has a weight that changes */
 } agglo_loss_weights;
 
 /* Values of every token, F32 [B,n], written; each may be NULL. */

@@ -3,6 +3,7 @@
 #include "tensor/optim_impl.h"
 
 #include "base/alloc.h"
+#include "tensor/optim_inline.h"
 
 static bool filled(const agglo_tensor *t, agglo_dtype dtype, int64_t n)
 {
@@ -75,7 +76,8 @@ agglo_status agglo_optim_new(agglo_optim **out, agglo_backend *be, const agglo_o
         goto fail;
     }
     fill(optim, entries, (agglo_optim_tensor *)(void *)host, (agglo_optim_chunk *)(void *)(host + tensor_bytes));
-    device = agglo_backend_alloc(be, tensor_bytes + chunk_bytes + sum_bytes + sizeof(agglo_grad_state), err);
+    device = agglo_backend_alloc(
+        be, tensor_bytes + chunk_bytes + sum_bytes + sizeof(agglo_grad_state) + sizeof(int64_t), err);
     if (device == NULL) {
         goto fail;
     }
@@ -85,7 +87,9 @@ agglo_status agglo_optim_new(agglo_optim **out, agglo_backend *be, const agglo_o
     optim->chunk_sums = (double *)(void *)(device + tensor_bytes + chunk_bytes);
     optim->tensor_sums = optim->chunk_sums + optim->n_chunks;
     optim->state = (agglo_grad_state *)(void *)(optim->tensor_sums + n);
+    optim->held = (int64_t *)(void *)(optim->state + 1);
     agglo_upload(be, device, host, tensor_bytes + chunk_bytes);
+    agglo_grad_release(be, optim);
     if (agglo_backend_check(be, err) != AGGLO_OK) {
         goto fail;
     }
@@ -136,6 +140,52 @@ void agglo_grad_state_read(agglo_backend *be, const agglo_optim *optim, agglo_gr
     *out = (agglo_grad_state){0.0, -1};
     if (ready(be, optim)) {
         agglo_download(be, out, optim->state, sizeof *out);
+    }
+}
+
+void agglo_grad_state_fetch(agglo_backend *be, const agglo_optim *optim, agglo_grad_state *out,
+                            struct agglo_event *done)
+{
+    AGGLO_ASSERT(optim->backend == be);
+    agglo_download_async(be, out, optim->state, sizeof *out, done);
+}
+
+void agglo_grad_hold(agglo_backend *be, const agglo_tensor *values, agglo_optim *optim)
+{
+    AGGLO_ASSERT(filled(values, AGGLO_F32, agglo_tensor_count(values)));
+    if (ready(be, optim)) {
+        be->ops->grad_hold(be, values, optim);
+    }
+}
+
+void agglo_grad_release(agglo_backend *be, agglo_optim *optim)
+{
+    const int64_t none = -1;
+
+    if (ready(be, optim)) {
+        agglo_upload(be, optim->held, &none, sizeof none);
+    }
+}
+
+agglo_adamw_numbers agglo_adamw_numbers_of(const agglo_adamw_config *config, float max_norm)
+{
+    agglo_adamw_step step = agglo_adamw_step_of(config);
+
+    return (agglo_adamw_numbers){.lr = config->lr,
+                                 .beta1 = step.beta1,
+                                 .beta2 = step.beta2,
+                                 .eps = step.eps,
+                                 .grad_scale = step.grad_scale,
+                                 .max_norm = max_norm,
+                                 .size = step.size,
+                                 .inverse = step.inverse};
+}
+
+void agglo_adamw_many_at(agglo_backend *be, const agglo_tensor *numbers, bool guarded, agglo_optim *optim)
+{
+    AGGLO_ASSERT(filled(numbers, AGGLO_F32, AGGLO_ADAMW_NUMBERS));
+    if (ready(be, optim)) {
+        be->ops->adamw_many_at(be, numbers, guarded, optim);
     }
 }
 

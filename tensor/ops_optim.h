@@ -7,6 +7,13 @@
  *     agglo_adamw_many(optim, config)            clipped by that norm and skipped by that health, without a round trip
  *     agglo_ema(optim, decay)                    where weights are averaged
  *     agglo_grad_state_read(optim, &state)       whenever the host wants to know
+ *
+ * Where steps are recorded (tensor/async.h), or issued before the outcome of the last one is known:
+ *
+ *     agglo_grad_norm(optim)
+ *     agglo_grad_hold(optim, loss sums)          nothing is updated from the first bad gradient or loss on
+ *     agglo_adamw_many_at(optim, numbers)        the step's numbers are on the device; agglo_adamw_numbers_of makes them
+ *     agglo_grad_state_fetch(optim, ...)         outside the recording
  */
 #ifndef AGGLO_TENSOR_OPS_OPTIM_H
 #define AGGLO_TENSOR_OPS_OPTIM_H
@@ -50,7 +57,7 @@ void agglo_optim_free(agglo_optim *optim); /* NULL is fine */
 /* Of the last agglo_grad_norm. */
 typedef struct agglo_grad_state {
     double norm;       /* L2, of all gradients; not finite where first_bad >= 0 */
-    int64_t first_bad; /* the first entry whose sum of squares is not finite, -1: none */
+    int64_t first_bad; /* the first entry whose sum of squares is not finite, -1: none; see agglo_grad_hold as well */
 } agglo_grad_state;
 
 /* Sums of squares: within 1,024 elements (CPU) or a thread's 64 (CUDA) in F32, over chunks, tensors and the list in double, in fixed
@@ -60,11 +67,35 @@ void agglo_grad_norm(agglo_backend *be, agglo_optim *optim);
 /* Waits. Read after a failure that is latched, the state is that of no gradient. */
 void agglo_grad_state_read(agglo_backend *be, const agglo_optim *optim, agglo_grad_state *out);
 
+/* The same behind the operators issued so far, without waiting: *out is pinned memory (agglo_pinned_alloc) and holds the state when `done`
+ * is done. */
+struct agglo_event;
+void agglo_grad_state_fetch(agglo_backend *be, const agglo_optim *optim, agglo_grad_state *out,
+                            struct agglo_event *done);
+
+/* After agglo_grad_norm: where the gradient is not finite, or one of values [n] F32 is not (then first_bad becomes the number of entries),
+ * that is held: first_bad stays, and guarded updates do nothing, in this step and all that follow, until agglo_grad_release. So a step may
+ * be issued before the host has seen that the one before it failed. */
+void agglo_grad_hold(agglo_backend *be, const agglo_tensor *values, agglo_optim *optim);
+void agglo_grad_release(agglo_backend *be, agglo_optim *optim);
+
 /* AdamW over the list: weight decay is the entries' (the config's is not looked at). With `guarded`, the last agglo_grad_norm decides,
  * on the device: nothing changes at all where that gradient was not finite, and with max_norm > 0 gradients are multiplied by
  * min(1, max_norm / (|grad_scale| norm)) on top of grad_scale. max_norm without `guarded` is an error of the program. */
 void agglo_adamw_many(agglo_backend *be, const agglo_adamw_config *config, float max_norm, bool guarded,
                       agglo_optim *optim);
+
+/* A step's numbers as the device takes them: AGGLO_ADAMW_NUMBERS floats, worked out in double. */
+#define AGGLO_ADAMW_NUMBERS 8
+typedef struct agglo_adamw_numbers {
+    float lr, beta1, beta2, eps, grad_scale, max_norm;
+    float size, inverse; /* lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t) */
+} agglo_adamw_numbers;
+
+agglo_adamw_numbers agglo_adamw_numbers_of(const agglo_adamw_config *config, float max_norm);
+
+/* agglo_adamw_many, bit for bit, with the numbers in device memory: F32 [AGGLO_ADAMW_NUMBERS]. */
+void agglo_adamw_many_at(agglo_backend *be, const agglo_tensor *numbers, bool guarded, agglo_optim *optim);
 
 /* average = decay average + (1 - decay) p, for every entry that has one. */
 void agglo_ema(agglo_backend *be, float decay, agglo_optim *optim);

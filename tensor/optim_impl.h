@@ -29,6 +29,7 @@ struct agglo_optim {
     double *chunk_sums;                /* [n_chunks] squares */
     double *tensor_sums;               /* [n] */
     agglo_grad_state *state;
+    int64_t *held; /* first_bad of the step from which nothing is updated, -1: none */
 };
 
 #endif

@@ -36,6 +36,21 @@ static inline agglo_adamw_step agglo_adamw_step_of(const agglo_adamw_config *con
     return step;
 }
 
+/* `keep` is the tensor's, and `grad_scale` clipping's, to set. */
+static AGGLO_HD inline agglo_adamw_step agglo_adamw_step_from(const agglo_adamw_numbers *numbers)
+{
+    agglo_adamw_step step;
+
+    step.beta1 = numbers->beta1;
+    step.beta2 = numbers->beta2;
+    step.eps = numbers->eps;
+    step.grad_scale = numbers->grad_scale;
+    step.keep = 1.0f;
+    step.size = numbers->size;
+    step.inverse = numbers->inverse;
+    return step;
+}
+
 /* The new value of a parameter p whose gradient, unscaled, is g; m and v are updated. */
 static AGGLO_HD inline float agglo_adamw_element(agglo_adamw_step step, float p, float g, float *m, float *v)
 {

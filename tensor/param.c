@@ -3,6 +3,7 @@
 
 #include "base/alloc.h"
 #include "base/hash.h"
+#include "tensor/ops.h"
 #include "tensor/rng.h"
 
 #include <math.h>
@@ -17,9 +18,12 @@ struct agglo_params {
     agglo_param **items; /* each its own block, so that pointers stay valid */
     size_t n, capacity;
     bool trained, allocated;
-    float *values, *grads, *m, *v; /* slabs on the backend */
-    size_t slab_bytes;
+    agglo_dtype storage;
+    float *values, *grads, *m, *v; /* slabs on the backend; grads, m and v have a place for every parameter, */
+    uint16_t *copies;              /* values for those that have one, copies for matrices in BF16 */
+    size_t grad_bytes;
     float *stage; /* host */
+    uint16_t *stage_copy;
 };
 
 agglo_status agglo_params_new(agglo_params **out, agglo_backend *backend, bool trained, agglo_err *err)
@@ -32,7 +36,25 @@ agglo_status agglo_params_new(agglo_params **out, agglo_backend *backend, bool t
     }
     params->backend = backend;
     params->trained = trained;
+    params->storage = AGGLO_F32;
     return AGGLO_OK;
+}
+
+agglo_status agglo_params_set_storage(agglo_params *params, agglo_dtype storage, agglo_err *err)
+{
+    AGGLO_ASSERT(params->n == 0 && (storage == AGGLO_F32 || storage == AGGLO_BF16));
+    if (!agglo_backend_supports(params->backend, storage)) {
+        agglo_fail(err, AGGLO_E_UNSUPPORTED, "%s does not compute with %s", agglo_backend_describe(params->backend),
+                   agglo_dtype_name(storage));
+        return agglo_doing(err, "cannot make a list of parameters");
+    }
+    params->storage = storage;
+    return AGGLO_OK;
+}
+
+agglo_dtype agglo_params_storage(const agglo_params *params)
+{
+    return params->storage;
 }
 
 void agglo_params_free(agglo_params *params)
@@ -43,17 +65,19 @@ void agglo_params_free(agglo_params *params)
     agglo_backend_release(params->backend, params->v);
     agglo_backend_release(params->backend, params->m);
     agglo_backend_release(params->backend, params->grads);
+    agglo_backend_release(params->backend, params->copies);
     agglo_backend_release(params->backend, params->values);
     for (size_t i = 0; i < params->n; i++) {
         agglo_free(params->items[i]);
     }
     agglo_free(params->items);
+    agglo_free(params->stage_copy);
     agglo_free(params->stage);
     agglo_free(params);
 }
 
-agglo_param *agglo_params_add(agglo_params *params, const char *name, int rank, const int64_t *shape, agglo_init init,
-                              float scale, bool decay, agglo_err *err)
+static agglo_param *add(agglo_params *params, const char *name, int rank, const int64_t *shape, agglo_init init,
+                        float scale, bool decay, bool matrix, agglo_err *err)
 {
     agglo_param *param;
     size_t n_elements = 1;
@@ -82,9 +106,11 @@ agglo_param *agglo_params_add(agglo_params *params, const char *name, int rank, 
     }
     snprintf(param->name, sizeof param->name, "%s", name);
     param->value = param->grad = param->m = param->v = agglo_tensor_of(NULL, AGGLO_F32, rank, shape);
+    param->stored = agglo_tensor_of(NULL, matrix ? params->storage : AGGLO_F32, rank, shape);
     param->init = init;
     param->scale = scale;
     param->decay = decay;
+    param->matrix = matrix;
     params->items[params->n++] = param;
     return param;
 fail:
@@ -93,52 +119,99 @@ fail:
     return NULL;
 }
 
+agglo_param *agglo_params_add(agglo_params *params, const char *name, int rank, const int64_t *shape, agglo_init init,
+                              float scale, bool decay, agglo_err *err)
+{
+    return add(params, name, rank, shape, init, scale, decay, false, err);
+}
+
+agglo_param *agglo_params_add_matrix(agglo_params *params, const char *name, int rank, const int64_t *shape,
+                                     agglo_init init, float scale, bool decay, agglo_err *err)
+{
+    return add(params, name, rank, shape, init, scale, decay, true, err);
+}
+
+/* Whether a parameter is kept in F32, and whether in another type. */
+static bool has_value(const agglo_params *params, const agglo_param *param)
+{
+    return params->trained || param->stored.dtype == AGGLO_F32;
+}
+
+static bool has_copy(const agglo_param *param)
+{
+    return param->stored.dtype != AGGLO_F32;
+}
+
+/* Elements with what aligns the next parameter. */
+static size_t room(const agglo_param *param)
+{
+    return ((size_t)agglo_tensor_count(&param->value) + ALIGN - 1) / ALIGN * ALIGN;
+}
+
+/* n elements of `size` bytes on the backend, zero; none at all is NULL. */
+static agglo_status take_slab(agglo_params *params, size_t n, size_t size, void *out, size_t *n_bytes, agglo_err *err)
+{
+    void *block = NULL;
+
+    if (!agglo_size_mul(n, size, n_bytes)) {
+        return agglo_fail(err, AGGLO_E_MEMORY, "more bytes than can be addressed");
+    }
+    if (n > 0 && (block = agglo_backend_alloc(params->backend, *n_bytes, err)) == NULL) {
+        return err->status;
+    }
+    memcpy(out, &block, sizeof block);
+    return AGGLO_OK;
+}
+
 agglo_status agglo_params_allocate(agglo_params *params, agglo_err *err)
 {
-    size_t total = 0;
+    size_t total = 0, values = 0, copies = 0, ignored;
 
     AGGLO_ASSERT(!params->allocated);
     for (size_t i = 0; i < params->n; i++) {
-        size_t n = ((size_t)agglo_tensor_count(&params->items[i]->value) + ALIGN - 1) / ALIGN * ALIGN;
-
-        if (!agglo_size_add(total, n, &total)) {
+        if (!agglo_size_add(total, room(params->items[i]), &total)) {
             agglo_fail(err, AGGLO_E_MEMORY, "more elements than can be addressed");
             goto fail;
         }
-    }
-    if (!agglo_size_mul(total, sizeof(float), &params->slab_bytes)) {
-        agglo_fail(err, AGGLO_E_MEMORY, "more bytes than can be addressed");
-        goto fail;
+        values += has_value(params, params->items[i]) ? room(params->items[i]) : 0;
+        copies += has_copy(params->items[i]) ? room(params->items[i]) : 0;
     }
     params->stage = agglo_alloc(STAGE, sizeof *params->stage, err);
-    if (params->stage == NULL) {
-        goto fail;
-    }
-    params->values = agglo_backend_alloc(params->backend, params->slab_bytes, err);
-    if (params->values == NULL) {
+    if (params->stage == NULL ||
+        (copies > 0 && (params->stage_copy = agglo_alloc(STAGE, sizeof *params->stage_copy, err)) == NULL) ||
+        take_slab(params, values, sizeof(float), &params->values, &ignored, err) != AGGLO_OK ||
+        take_slab(params, copies, sizeof(uint16_t), &params->copies, &ignored, err) != AGGLO_OK) {
         goto fail;
     }
     if (params->trained) {
         float **slabs[] = {&params->grads, &params->m, &params->v};
 
         for (size_t i = 0; i < AGGLO_COUNT(slabs); i++) {
-            *slabs[i] = agglo_backend_alloc(params->backend, params->slab_bytes, err);
-            if (*slabs[i] == NULL) {
+            if (take_slab(params, total, sizeof(float), slabs[i], &params->grad_bytes, err) != AGGLO_OK) {
                 goto fail;
             }
         }
     }
-    total = 0;
+    total = values = copies = 0;
     for (size_t i = 0; i < params->n; i++) {
         agglo_param *param = params->items[i];
+        size_t n = room(param);
 
-        param->value.data = params->values + total;
+        if (has_value(params, param)) {
+            param->value.data = params->values + values;
+            values += n;
+        }
+        param->stored.data = param->value.data;
+        if (has_copy(param)) {
+            param->stored.data = params->copies + copies;
+            copies += n;
+        }
         if (params->trained) {
             param->grad.data = params->grads + total;
             param->m.data = params->m + total;
             param->v.data = params->v + total;
         }
-        total += ((size_t)agglo_tensor_count(&param->value) + ALIGN - 1) / ALIGN * ALIGN;
+        total += n;
     }
     params->allocated = true;
     return AGGLO_OK;
@@ -223,6 +296,18 @@ static float initial(const agglo_param *param, uint64_t seed, uint64_t name, uin
     return 0.0f;
 }
 
+/* The first n values on the stage become elements first.. of a parameter, in each type that it is kept in. */
+static void put(agglo_params *params, const agglo_param *param, size_t first, size_t n)
+{
+    if (param->value.data != NULL) {
+        agglo_upload(params->backend, (float *)param->value.data + first, params->stage, n * sizeof(float));
+    }
+    if (has_copy(param)) {
+        agglo_dtype_from_f32(params->stage_copy, params->stage, param->stored.dtype, n);
+        agglo_upload(params->backend, (uint16_t *)param->stored.data + first, params->stage_copy, n * sizeof(uint16_t));
+    }
+}
+
 agglo_status agglo_params_init(agglo_params *params, uint64_t seed, agglo_err *err)
 {
     AGGLO_ASSERT(params->allocated);
@@ -237,7 +322,7 @@ agglo_status agglo_params_init(agglo_params *params, uint64_t seed, agglo_err *e
             for (size_t i = 0; i < some; i++) {
                 params->stage[i] = initial(param, seed, name, first + i);
             }
-            agglo_upload(params->backend, (float *)param->value.data + first, params->stage, some * sizeof(float));
+            put(params, param, first, some);
         }
     }
     if (agglo_backend_check(params->backend, err) != AGGLO_OK) {
@@ -286,8 +371,9 @@ static bool is_float(agglo_dtype dtype)
     return dtype == AGGLO_F32 || dtype == AGGLO_F16 || dtype == AGGLO_BF16 || dtype == AGGLO_F64;
 }
 
-/* Convert a tensor of a file to float and put it at dst (device); shapes agree already. */
-static agglo_status load_values(agglo_params *params, float *dst, const agglo_st_tensor *tensor, agglo_err *err)
+/* Convert a tensor of a file to float and make it elements at.. of a parameter; shapes agree already. */
+static agglo_status load_values(agglo_params *params, const agglo_param *param, size_t at,
+                                const agglo_st_tensor *tensor, agglo_err *err)
 {
     size_t n = (size_t)tensor->n_elements, size = agglo_dtype_size(tensor->dtype);
 
@@ -303,7 +389,7 @@ static agglo_status load_values(agglo_params *params, float *dst, const agglo_st
                 return agglo_fail(err, AGGLO_E_DATA, "element %zu is not finite", first + i);
             }
         }
-        agglo_upload(params->backend, dst + first, params->stage, some * sizeof(float));
+        put(params, param, at + first, some);
     }
     return AGGLO_OK;
 }
@@ -329,7 +415,7 @@ agglo_status agglo_params_load(agglo_params *params, const agglo_safetensors *st
             agglo_at(err, "%s", param->name);
             goto fail;
         }
-        if (load_values(params, param->value.data, tensor, err) != AGGLO_OK) {
+        if (load_values(params, param, 0, tensor, err) != AGGLO_OK) {
             agglo_at(err, "%s", param->name);
             goto fail;
         }
@@ -360,7 +446,7 @@ agglo_status agglo_param_load_rows(agglo_params *params, agglo_param *param, int
                    param->name);
         goto fail;
     }
-    if (load_values(params, (float *)param->value.data + first_row * cols, tensor, err) == AGGLO_OK) {
+    if (load_values(params, param, (size_t)(first_row * cols), tensor, err) == AGGLO_OK) {
         return AGGLO_OK;
     }
 fail:
@@ -368,8 +454,20 @@ fail:
     return agglo_doing(err, "cannot load weights");
 }
 
+void agglo_params_refresh(agglo_params *params)
+{
+    AGGLO_ASSERT(params->allocated);
+    for (size_t i = 0; i < params->n; i++) {
+        agglo_param *param = params->items[i];
+
+        if (agglo_param_has_copy(param)) {
+            agglo_cast(params->backend, &param->value, &param->stored);
+        }
+    }
+}
+
 void agglo_params_zero_grad(agglo_params *params)
 {
     AGGLO_ASSERT(params->allocated && params->trained);
-    agglo_zero(params->backend, params->grads, params->slab_bytes);
+    agglo_zero(params->backend, params->grads, params->grad_bytes);
 }

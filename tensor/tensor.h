@@ -53,6 +53,13 @@ static inline agglo_tensor agglo_tensor_4d(void *data, agglo_dtype dtype, int64_
     return t;
 }
 
+static inline agglo_tensor agglo_tensor_5d(void *data, agglo_dtype dtype, int64_t a, int64_t b, int64_t c, int64_t d,
+                                           int64_t e)
+{
+    agglo_tensor t = {data, dtype, 5, {a, b, c, d, e}};
+    return t;
+}
+
 /* Product of all extents. */
 static inline int64_t agglo_tensor_count(const agglo_tensor *t)
 {

@@ -125,6 +125,13 @@ static void cpu_upload_async(agglo_backend *be, void *dst, const void *src, size
     cpu_move(be, dst, src, n_bytes);
 }
 
+static void cpu_download_async(agglo_backend *be, void *dst, const void *src, size_t n_bytes, agglo_event *done)
+{
+    (void)be;
+    (void)done;
+    memcpy(dst, src, n_bytes);
+}
+
 static size_t aligned(size_t n_bytes)
 {
     return (n_bytes + AGGLO_CPU_ALIGN - 1) / AGGLO_CPU_ALIGN * AGGLO_CPU_ALIGN;
@@ -261,6 +268,7 @@ agglo_status agglo_backend_cpu_new(agglo_backend **out, int n_threads, agglo_err
         .pinned_alloc = cpu_alloc,
         .pinned_release = cpu_release,
         .upload_async = cpu_upload_async,
+        .download_async = cpu_download_async,
         .product = agglo_cpu_product,
     };
     be = &made->cpu.base;

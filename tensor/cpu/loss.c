@@ -24,6 +24,7 @@ typedef struct loss_work {
     void *d_pred;
     bool bf16; /* pred and d_pred */
     const float *valid, *sample_weight, *token_weight;
+    double lambda; /* the config's and the weights' */
     agglo_loss_factors factors;
     float *values; /* [m][VALUES], of rows with weight */
 } loss_work;
@@ -302,7 +303,7 @@ static void add_sums(const loss_work *job, double weights, float *out, int64_t n
     out[AGGLO_LOSS_SAMPLES] += (float)n_samples;
     if (n_out == AGGLO_LOSS_SUMS) {
         out[AGGLO_LOSS_SQUARED] += (float)sq;
-        out[AGGLO_LOSS_TOTAL] += weights > 0.0 ? (float)((double)config->lambda * total / weights) : 0.0f;
+        out[AGGLO_LOSS_TOTAL] += weights > 0.0 ? (float)(job->lambda * total / weights) : 0.0f;
     }
 }
 
@@ -315,18 +316,20 @@ static void target_loss(agglo_backend *be, const agglo_loss_config *config, cons
     loss_work job = {.be = be, .config = config, .target = target, .n = n, .c = c, .m = m, .pred = pred->data};
     double total = 0.0;
 
+    job.lambda = (double)config->lambda;
     job.bf16 = pred->dtype == AGGLO_BF16;
     job.d_pred = d_pred == NULL ? NULL : d_pred->data;
     if (weights != NULL) {
         job.valid = weights->valid == NULL ? NULL : weights->valid->data;
         job.sample_weight = weights->sample_weight == NULL ? NULL : weights->sample_weight->data;
         job.token_weight = weights->token_weight == NULL ? NULL : weights->token_weight->data;
+        job.lambda *= weights->lambda == NULL ? 1.0 : (double)*(const float *)weights->lambda->data;
     }
     for (int64_t i = 0; i < m; i++) {
         total += (double)weight_of(&job, i);
     }
-    job.factors = agglo_loss_factors_of(total > 0.0 ? (double)grad_scale * (double)config->lambda / total : 0.0,
-                                        config->alpha, config->beta, config->squared, c);
+    job.factors = agglo_loss_factors_of(total > 0.0 ? (double)grad_scale * job.lambda / total : 0.0, config->alpha,
+                                        config->beta, config->squared, c);
     if (product) {
         job.step = agglo_min(TILE_ROWS, agglo_ceil_div(m, MIN_TASKS));
         job.step = agglo_min(m, job.step < LEAST_ROWS ? LEAST_ROWS : job.step);

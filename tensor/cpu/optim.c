@@ -68,18 +68,30 @@ static void many_chunk(void *context, int64_t index, int worker)
     }
 }
 
-static void adamw_many(agglo_backend *be, const agglo_adamw_config *config, float max_norm, bool guarded,
-                       agglo_optim *optim)
+static void many(agglo_backend *be, const agglo_adamw_numbers *numbers, bool guarded, const agglo_optim *optim)
 {
-    many_work job = {optim, agglo_adamw_step_of(config), config->lr, 0.0f};
+    many_work job = {optim, agglo_adamw_step_from(numbers), numbers->lr, 0.0f};
 
     if (guarded) {
         if (optim->state->first_bad >= 0) {
             return;
         }
-        job.step.grad_scale = agglo_clip_scale(config->grad_scale, max_norm, optim->state->norm);
+        job.step.grad_scale = agglo_clip_scale(numbers->grad_scale, numbers->max_norm, optim->state->norm);
     }
     agglo_pool_for(be->pool, optim->n_chunks, many_chunk, &job);
+}
+
+static void adamw_many(agglo_backend *be, const agglo_adamw_config *config, float max_norm, bool guarded,
+                       agglo_optim *optim)
+{
+    agglo_adamw_numbers numbers = agglo_adamw_numbers_of(config, max_norm);
+
+    many(be, &numbers, guarded, optim);
+}
+
+static void adamw_many_at(agglo_backend *be, const agglo_tensor *numbers, bool guarded, agglo_optim *optim)
+{
+    many(be, numbers->data, guarded, optim);
 }
 
 static void ema_chunk(void *context, int64_t index, int worker)
@@ -157,6 +169,21 @@ static void grad_norm(agglo_backend *be, agglo_optim *optim)
     *optim->state = (agglo_grad_state){sqrt(total), bad};
 }
 
+static void grad_hold(agglo_backend *be, const agglo_tensor *values, agglo_optim *optim)
+{
+    const float *x = values->data;
+    int64_t n = agglo_tensor_count(values), bad = optim->state->first_bad;
+
+    (void)be;
+    for (int64_t i = 0; i < n && bad < 0; i++) {
+        bad = isfinite(x[i]) ? -1 : optim->n;
+    }
+    if (*optim->held < 0) {
+        *optim->held = bad;
+    }
+    optim->state->first_bad = *optim->held;
+}
+
 typedef struct squares_work {
     int64_t n;
     const float *x;
@@ -194,7 +221,9 @@ void AGGLO_CPU_NAME(optim_ops)(agglo_backend_ops *ops)
 {
     ops->adamw = adamw;
     ops->adamw_many = adamw_many;
+    ops->adamw_many_at = adamw_many_at;
     ops->ema = ema;
     ops->grad_norm = grad_norm;
+    ops->grad_hold = grad_hold;
     ops->sum_squares = sum_squares;
 }

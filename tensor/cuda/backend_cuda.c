@@ -376,6 +376,16 @@ static void cuda_upload_async(agglo_backend *be, void *dst, const void *src, siz
     }
 }
 
+static void cuda_download_async(agglo_backend *be, void *dst, const void *src, size_t n_bytes, agglo_event *done)
+{
+    agglo_cuda *cuda = agglo_cuda_enter(be);
+
+    if (agglo_cuda_not_capturing(cuda, "download") &&
+        agglo_cuda_ok(cuda, cudaMemcpyAsync(dst, src, n_bytes, cudaMemcpyDeviceToHost, cuda->stream), "download")) {
+        agglo_cuda_ok(cuda, cudaEventRecord(event_of(done), cuda->stream), "cudaEventRecord");
+    }
+}
+
 /* Relaxed: cuBLASLt and cuDNN may do in it what other modes forbid to all threads of the process. */
 static void cuda_capture_begin(agglo_backend *be)
 {
@@ -527,6 +537,7 @@ agglo_status agglo_backend_cuda_new(agglo_backend **out, int device, agglo_err *
         .pinned_alloc = cuda_pinned_alloc,
         .pinned_release = cuda_pinned_release,
         .upload_async = cuda_upload_async,
+        .download_async = cuda_download_async,
         .capture_begin = cuda_capture_begin,
         .capture_end = cuda_capture_end,
         .graph_replay = cuda_graph_replay,

@@ -28,11 +28,12 @@
 typedef struct loss_scale {
     agglo_loss_factors factors; /* of a token of weight 1 */
     float n_samples;
+    double lambda;  /* the config's and the weights' */
     double weights; /* sum over tokens */
 } loss_scale;
 
 typedef struct loss_weights {
-    const float *valid, *sample, *token;
+    const float *valid, *sample, *token, *lambda;
     int64_t n; /* tokens per sample */
 } loss_weights;
 
@@ -65,10 +66,12 @@ static __global__ void loss_scale_kernel(agglo_loss_config config, float grad_sc
     weights = block_sum(weights);
     n_samples = block_sum(n_samples);
     if (threadIdx.x == 0) {
-        double per_token = weights > 0.0 ? (double)grad_scale * (double)config.lambda / weights : 0.0;
+        double lambda = (double)config.lambda * (w.lambda == NULL ? 1.0 : (double)*w.lambda);
+        double per_token = weights > 0.0 ? (double)grad_scale * lambda / weights : 0.0;
 
         out->factors = agglo_loss_factors_of(per_token, config.alpha, config.beta, config.squared, c);
         out->n_samples = (float)n_samples;
+        out->lambda = lambda;
         out->weights = weights;
     }
 }
@@ -289,8 +292,8 @@ static __global__ void __launch_bounds__(BLOCK)
 }
 
 /* Add to sums[n_sums]. */
-static __global__ void loss_sums_kernel(int64_t n_pieces, float lambda, const double *partial, const loss_scale *scale,
-                                        float *sums, int64_t n_sums)
+static __global__ void loss_sums_kernel(int64_t n_pieces, const double *partial, const loss_scale *scale, float *sums,
+                                        int64_t n_sums)
 {
     double all[PARTIAL] = {0.0, 0.0, 0.0, 0.0};
 
@@ -309,7 +312,7 @@ static __global__ void loss_sums_kernel(int64_t n_pieces, float lambda, const do
         sums[AGGLO_LOSS_SAMPLES] += scale->n_samples;
         if (n_sums == AGGLO_LOSS_SUMS) {
             sums[AGGLO_LOSS_SQUARED] += (float)all[2];
-            sums[AGGLO_LOSS_TOTAL] += scale->weights > 0.0 ? (float)((double)lambda * all[3] / scale->weights) : 0.0f;
+            sums[AGGLO_LOSS_TOTAL] += scale->weights > 0.0 ? (float)(scale->lambda * all[3] / scale->weights) : 0.0f;
         }
     }
 }
@@ -507,6 +510,7 @@ static void target_loss(agglo_backend *be, const agglo_loss_config *config, cons
         job.weights.valid = input(weights->valid);
         job.weights.sample = input(weights->sample_weight);
         job.weights.token = input(weights->token_weight);
+        job.weights.lambda = input(weights->lambda);
     }
     if (map->matrix != NULL) {
         plan = plan_products(job.bf16, m, k, c);
@@ -531,7 +535,7 @@ static void target_loss(agglo_backend *be, const agglo_loss_config *config, cons
         m, *config, job.weights, job.values, values == NULL ? NULL : output(values->cos),
         values == NULL ? NULL : output(values->smooth_l1), values == NULL ? NULL : output(values->squared), partial);
     agglo_cuda_launched(cuda, "target_loss");
-    loss_sums_kernel<<<1, BLOCK, 0, cuda->stream>>>(n_pieces, config->lambda, partial, job.scale, output(sums),
+    loss_sums_kernel<<<1, BLOCK, 0, cuda->stream>>>(n_pieces, partial, job.scale, output(sums),
                                                     agglo_tensor_count(sums));
     agglo_cuda_launched(cuda, "target_loss");
 }

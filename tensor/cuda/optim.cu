@@ -3,6 +3,7 @@
  *     adamw, adamw_many   p, m, v from g; a BF16 copy of p      28 bytes an element, 30 with the copy
  *     ema                 average from p                        12
  *     grad_norm           sums of squares of all gradients      4
+ *     grad_hold           the flag of bad steps, kept           4 a value, one block
  *     sum_squares         of one tensor                         4
  *
  * A list's table cuts its tensors into chunks of AGGLO_OPTIM_CHUNK elements; a block takes a chunk (blocks stride where there are more
@@ -43,25 +44,31 @@ static __device__ inline int64_t chunk_end(const agglo_optim_chunk *at, const ag
     return at->first + AGGLO_OPTIM_CHUNK < t->n ? at->first + AGGLO_OPTIM_CHUNK : t->n;
 }
 
-/* state: NULL where nothing guards. */
+/* state: NULL where nothing guards. at: the numbers on the device; NULL: those that came along. */
 static __global__ void __launch_bounds__(BLOCK)
-    adamw_many_kernel(agglo_adamw_step step, float lr, float max_norm, int64_t n_chunks,
+    adamw_many_kernel(agglo_adamw_numbers numbers, const agglo_adamw_numbers *at, int64_t n_chunks,
                       const agglo_optim_tensor *tensors, const agglo_optim_chunk *chunks, const agglo_grad_state *state)
 {
+    agglo_adamw_step step;
+
+    if (at != NULL) {
+        numbers = *at;
+    }
+    step = agglo_adamw_step_from(&numbers);
     if (state != NULL) {
         if (state->first_bad >= 0) {
             return;
         }
-        step.grad_scale = agglo_clip_scale(step.grad_scale, max_norm, state->norm);
+        step.grad_scale = agglo_clip_scale(step.grad_scale, numbers.max_norm, state->norm);
     }
     CHUNK_LOOP(index, n_chunks)
     {
-        agglo_optim_chunk at = chunks[index];
-        agglo_optim_tensor t = tensors[at.tensor];
-        int64_t end = chunk_end(&at, &t);
+        agglo_optim_chunk chunk = chunks[index];
+        agglo_optim_tensor t = tensors[chunk.tensor];
+        int64_t end = chunk_end(&chunk, &t);
 
-        step.keep = agglo_adamw_keep(lr, t.weight_decay);
-        for (int64_t i = at.first + threadIdx.x; i < end; i += BLOCK) {
+        step.keep = agglo_adamw_keep(numbers.lr, t.weight_decay);
+        for (int64_t i = chunk.first + threadIdx.x; i < end; i += BLOCK) {
             float m = t.m[i], v = t.v[i], p = agglo_adamw_element(step, t.p[i], t.g[i], &m, &v);
 
             t.m[i] = m;
@@ -79,15 +86,27 @@ static unsigned chunk_grid(const agglo_optim *optim)
     return agglo_cuda_grid(optim->n_chunks, MOST_GRID);
 }
 
-static void adamw_many(agglo_backend *be, const agglo_adamw_config *config, float max_norm, bool guarded,
-                       agglo_optim *optim)
+static void many(agglo_backend *be, agglo_adamw_numbers numbers, const agglo_adamw_numbers *at, bool guarded,
+                 agglo_optim *optim)
 {
     agglo_cuda *cuda = agglo_cuda_enter(be);
 
-    adamw_many_kernel<<<chunk_grid(optim), BLOCK, 0, cuda->stream>>>(agglo_adamw_step_of(config), config->lr, max_norm,
-                                                                     optim->n_chunks, optim->tensors, optim->chunks,
-                                                                     guarded ? optim->state : NULL);
+    adamw_many_kernel<<<chunk_grid(optim), BLOCK, 0, cuda->stream>>>(numbers, at, optim->n_chunks, optim->tensors,
+                                                                     optim->chunks, guarded ? optim->state : NULL);
     agglo_cuda_launched(cuda, "adamw_many");
+}
+
+static void adamw_many(agglo_backend *be, const agglo_adamw_config *config, float max_norm, bool guarded,
+                       agglo_optim *optim)
+{
+    many(be, agglo_adamw_numbers_of(config, max_norm), NULL, guarded, optim);
+}
+
+static void adamw_many_at(agglo_backend *be, const agglo_tensor *numbers, bool guarded, agglo_optim *optim)
+{
+    agglo_adamw_numbers none = {};
+
+    many(be, none, (const agglo_adamw_numbers *)numbers->data, guarded, optim);
 }
 
 static __global__ void __launch_bounds__(BLOCK)
@@ -195,6 +214,33 @@ static void grad_norm(agglo_backend *be, agglo_optim *optim)
     agglo_cuda_launched(cuda, "grad_norm");
 }
 
+/* One block. */
+static __global__ void hold_kernel(int64_t n, const float *values, int64_t n_entries, agglo_grad_state *state,
+                                   int64_t *held)
+{
+    double bad = 0.0;
+
+    for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
+        bad += isfinite(values[i]) ? 0.0 : 1.0;
+    }
+    bad = block_sum(bad);
+    if (threadIdx.x == 0) {
+        if (*held < 0) {
+            *held = state->first_bad >= 0 || bad == 0.0 ? state->first_bad : n_entries;
+        }
+        state->first_bad = *held;
+    }
+}
+
+static void grad_hold(agglo_backend *be, const agglo_tensor *values, agglo_optim *optim)
+{
+    agglo_cuda *cuda = agglo_cuda_enter(be);
+
+    hold_kernel<<<1, BLOCK, 0, cuda->stream>>>(agglo_tensor_count(values), input(values), optim->n, optim->state,
+                                               optim->held);
+    agglo_cuda_launched(cuda, "grad_hold");
+}
+
 static __global__ void __launch_bounds__(BLOCK)
     sum_squares_kernel(int64_t n, int64_t n_chunks, const float *x, double *partial)
 {
@@ -242,7 +288,9 @@ void agglo_cuda_optim_ops(agglo_backend_ops *ops)
 {
     ops->adamw = adamw;
     ops->adamw_many = adamw_many;
+    ops->adamw_many_at = adamw_many_at;
     ops->ema = ema;
     ops->grad_norm = grad_norm;
+    ops->grad_hold = grad_hold;
     ops->sum_squares = sum_squares;
 }

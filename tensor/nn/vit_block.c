@@ -39,6 +39,7 @@ agglo_status agglo_vit_block_declare(agglo_vit_block *block, const agglo_vit_blo
     };
 
     AGGLO_ASSERT(d > 0 && config->heads > 0 && d % config->heads == 0 && h > 0);
+    AGGLO_ASSERT(config->dtype == agglo_params_storage(params));
     *block = (agglo_vit_block){0};
     for (size_t i = 0; i < AGGLO_COUNT(table); i++) {
         char name[sizeof((agglo_param *)0)->name];
@@ -49,8 +50,8 @@ agglo_status agglo_vit_block_declare(agglo_vit_block *block, const agglo_vit_blo
         }
         n = snprintf(name, sizeof name, "%s%s", prefix, table[i].name);
         AGGLO_ASSERT(n > 0 && (size_t)n < sizeof name);
-        *table[i].at = agglo_params_add(params, name, table[i].rank, table[i].shape, table[i].init, table[i].scale,
-                                        table[i].decay, err);
+        *table[i].at = (table[i].rank == 2 ? agglo_params_add_matrix : agglo_params_add)(
+            params, name, table[i].rank, table[i].shape, table[i].init, table[i].scale, table[i].decay, err);
         if (*table[i].at == NULL) {
             return err->status;
         }
@@ -58,11 +59,12 @@ agglo_status agglo_vit_block_declare(agglo_vit_block *block, const agglo_vit_blo
     return AGGLO_OK;
 }
 
-static agglo_tensor take3(agglo_slab *slab, int64_t a, int64_t b, int64_t c)
+static agglo_tensor take3(agglo_slab *slab, agglo_dtype dtype, int64_t a, int64_t b, int64_t c)
 {
-    return agglo_slab_take(slab, AGGLO_F32, 3, (const int64_t[]){a, b, c});
+    return agglo_slab_take(slab, dtype, 3, (const int64_t[]){a, b, c});
 }
 
+/* Statistics of rows. */
 static agglo_tensor take1(agglo_slab *slab, int64_t n)
 {
     return agglo_slab_take(slab, AGGLO_F32, 1, &n);
@@ -72,24 +74,25 @@ void agglo_vit_block_plan(agglo_vit_block_kept *kept, const agglo_vit_block_conf
                           int64_t tokens, agglo_slab *slab)
 {
     int64_t d = config->dim, head_dim = d / config->heads, m = batch * tokens;
+    agglo_dtype type = config->dtype;
 
     *kept = (agglo_vit_block_kept){0};
-    kept->norm1 = take3(slab, batch, tokens, d);
+    kept->norm1 = take3(slab, type, batch, tokens, d);
     kept->mean1 = take1(slab, m);
     kept->rstd1 = take1(slab, m);
-    kept->qkv = agglo_slab_take(slab, AGGLO_F32, 5, (const int64_t[]){batch, tokens, 3, config->heads, head_dim});
-    kept->lse = take3(slab, batch, config->heads, tokens);
-    kept->attended = agglo_slab_take(slab, AGGLO_F32, 4, (const int64_t[]){batch, tokens, config->heads, head_dim});
+    kept->qkv = agglo_slab_take(slab, type, 5, (const int64_t[]){batch, tokens, 3, config->heads, head_dim});
+    kept->lse = take3(slab, AGGLO_F32, batch, config->heads, tokens);
+    kept->attended = agglo_slab_take(slab, type, 4, (const int64_t[]){batch, tokens, config->heads, head_dim});
     if (config->layer_scale) {
-        kept->projected = take3(slab, batch, tokens, d);
-        kept->mlp_out = take3(slab, batch, tokens, d);
+        kept->projected = take3(slab, type, batch, tokens, d);
+        kept->mlp_out = take3(slab, type, batch, tokens, d);
     }
-    kept->middle = take3(slab, batch, tokens, d);
-    kept->norm2 = take3(slab, batch, tokens, d);
+    kept->middle = take3(slab, type, batch, tokens, d);
+    kept->norm2 = take3(slab, type, batch, tokens, d);
     kept->mean2 = take1(slab, m);
     kept->rstd2 = take1(slab, m);
-    kept->pre = take3(slab, batch, tokens, fc1_rows(config));
-    kept->hidden = take3(slab, batch, tokens, config->mlp_dim);
+    kept->pre = take3(slab, type, batch, tokens, fc1_rows(config));
+    kept->hidden = take3(slab, type, batch, tokens, config->mlp_dim);
 }
 
 void agglo_vit_block_plan_backward(agglo_vit_block_scratch *scratch, const agglo_vit_block_config *config,
@@ -98,10 +101,10 @@ void agglo_vit_block_plan_backward(agglo_vit_block_scratch *scratch, const agglo
     int64_t d = config->dim, wide = config->swiglu ? 3 * config->mlp_dim : config->mlp_dim;
 
     /* d_wide: the gradient of hidden and, behind it under swiglu, of pre; later that of attended */
-    scratch->d_wide = take3(slab, batch, tokens, wide > d ? wide : d);
+    scratch->d_wide = take3(slab, config->dtype, batch, tokens, wide > d ? wide : d);
     scratch->d_qkv =
-        agglo_slab_take(slab, AGGLO_F32, 5, (const int64_t[]){batch, tokens, 3, config->heads, d / config->heads});
-    scratch->d_narrow = take3(slab, batch, tokens, d);
+        agglo_slab_take(slab, config->dtype, 5, (const int64_t[]){batch, tokens, 3, config->heads, d / config->heads});
+    scratch->d_narrow = take3(slab, config->dtype, batch, tokens, d);
 }
 
 /* [B,N,H,D] or [B,N,3,H,D] seen as [B,N,cols]: the same memory */
@@ -126,21 +129,21 @@ void agglo_vit_block_forward(agglo_backend *be, const agglo_vit_block_config *co
 
     agglo_layernorm(be, x, &block->norm1_w->value, &block->norm1_b->value, config->norm_eps, &kept->norm1, &kept->mean1,
                     &kept->rstd1);
-    agglo_linear(be, &kept->norm1, &block->qkv_w->value, &block->qkv_b->value, AGGLO_ACT_NONE, NULL, &qkv);
+    agglo_linear(be, &kept->norm1, &block->qkv_w->stored, &block->qkv_b->value, AGGLO_ACT_NONE, NULL, &qkv);
     agglo_attention(be, &kept->qkv, attention_scale(config), &kept->attended, &kept->lse);
-    agglo_linear(be, &attended, &block->proj_w->value, &block->proj_b->value, AGGLO_ACT_NONE, NULL, projected);
+    agglo_linear(be, &attended, &block->proj_w->stored, &block->proj_b->value, AGGLO_ACT_NONE, NULL, projected);
     agglo_residual(be, x, projected, config->layer_scale ? &block->ls1->value : NULL, &kept->middle);
 
     agglo_layernorm(be, &kept->middle, &block->norm2_w->value, &block->norm2_b->value, config->norm_eps, &kept->norm2,
                     &kept->mean2, &kept->rstd2);
     if (config->swiglu) {
-        agglo_linear(be, &kept->norm2, &block->fc1_w->value, &block->fc1_b->value, AGGLO_ACT_NONE, NULL, &kept->pre);
+        agglo_linear(be, &kept->norm2, &block->fc1_w->stored, &block->fc1_b->value, AGGLO_ACT_NONE, NULL, &kept->pre);
         agglo_swiglu(be, &kept->pre, &kept->hidden);
     } else {
-        agglo_linear(be, &kept->norm2, &block->fc1_w->value, &block->fc1_b->value, config->act, &kept->pre,
+        agglo_linear(be, &kept->norm2, &block->fc1_w->stored, &block->fc1_b->value, config->act, &kept->pre,
                      &kept->hidden);
     }
-    agglo_linear(be, &kept->hidden, &block->fc2_w->value, &block->fc2_b->value, AGGLO_ACT_NONE, NULL, mlp_out);
+    agglo_linear(be, &kept->hidden, &block->fc2_w->stored, &block->fc2_b->value, AGGLO_ACT_NONE, NULL, mlp_out);
     agglo_residual(be, &kept->middle, mlp_out, config->layer_scale ? &block->ls2->value : NULL, y);
 }
 
@@ -149,7 +152,7 @@ static void linear_back(agglo_backend *be, const agglo_tensor *d_y, const agglo_
                         agglo_param *b, agglo_tensor *d_x)
 {
     agglo_linear_bwd_weight(be, d_y, x, &w->grad, &b->grad);
-    agglo_linear_bwd_input(be, d_y, &w->value, false, d_x);
+    agglo_linear_bwd_input(be, d_y, &w->stored, false, d_x);
 }
 
 void agglo_vit_block_backward(agglo_backend *be, const agglo_vit_block_config *config, const agglo_vit_block *block,
@@ -157,8 +160,8 @@ void agglo_vit_block_backward(agglo_backend *be, const agglo_vit_block_config *c
                               agglo_tensor *d)
 {
     int64_t batch = kept->middle.shape[0], n = kept->middle.shape[1], dim = config->dim, h = config->mlp_dim;
-    agglo_tensor d_hidden = agglo_tensor_3d(scratch->d_wide.data, AGGLO_F32, batch, n, h), d_pre = d_hidden;
-    agglo_tensor d_attended = agglo_tensor_3d(scratch->d_wide.data, AGGLO_F32, batch, n, dim);
+    agglo_tensor d_hidden = agglo_tensor_3d(scratch->d_wide.data, config->dtype, batch, n, h), d_pre = d_hidden;
+    agglo_tensor d_attended = agglo_tensor_3d(scratch->d_wide.data, config->dtype, batch, n, dim);
     agglo_tensor d_qkv = folded(&scratch->d_qkv, 3 * dim), attended = folded(&kept->attended, dim);
     agglo_tensor *narrow = &scratch->d_narrow;
     const agglo_tensor *d_branch = d;
@@ -170,7 +173,8 @@ void agglo_vit_block_backward(agglo_backend *be, const agglo_vit_block_config *c
     }
     linear_back(be, d_branch, &kept->hidden, block->fc2_w, block->fc2_b, &d_hidden);
     if (config->swiglu) {
-        d_pre = agglo_tensor_3d((float *)d_hidden.data + batch * n * h, AGGLO_F32, batch, n, 2 * h);
+        d_pre =
+            agglo_tensor_3d((uint8_t *)d_hidden.data + agglo_tensor_bytes(&d_hidden), config->dtype, batch, n, 2 * h);
         agglo_swiglu_bwd(be, &kept->pre, &d_hidden, &d_pre);
     } else {
         agglo_activate_bwd(be, config->act, &kept->pre, &d_hidden, &d_pre);

@@ -4,6 +4,9 @@
  *     mlp(h) = fc2(act(fc1(h)))  or, swiglu,  fc2(silu(a) * b), [a, b] = fc1(h)
  *
  * (Dosovitskiy et al., ICLR 2021; LayerScale: Touvron et al., ICCV 2021; SwiGLU: Shazeer 2020, as in DINOv2 g.)
+ *
+ * Activations and their gradients, x, y and d among them, are of the storage type `dtype`, which must be that of the parameters' list
+ * (agglo_params_set_storage); statistics and the parameters' gradients are F32.
  */
 #ifndef AGGLO_TENSOR_NN_VIT_BLOCK_H
 #define AGGLO_TENSOR_NN_VIT_BLOCK_H
@@ -22,6 +25,7 @@ typedef struct agglo_vit_block_config {
     bool swiglu;      /* fc1 has 2 * mlp_dim rows */
     bool layer_scale; /* ls1, ls2 exist */
     float norm_eps;
+    agglo_dtype dtype; /* of activations: AGGLO_F32 (0) or AGGLO_BF16 */
 } agglo_vit_block_config;
 
 /* Parameters, declared under PREFIX as timm names them: norm1.weight, norm1.bias, attn.qkv.weight [3d,d], attn.qkv.bias,
@@ -42,21 +46,21 @@ typedef struct agglo_vit_block_kept {
     agglo_tensor projected;           /* [B,N,d], only with layer_scale */
     agglo_tensor middle;              /* x after attention [B,N,d] */
     agglo_tensor norm2, mean2, rstd2;
-    agglo_tensor pre, hidden;         /* [B,N,mlp or 2 mlp], [B,N,mlp] */
-    agglo_tensor mlp_out;             /* [B,N,d], only with layer_scale */
+    agglo_tensor pre, hidden; /* [B,N,mlp or 2 mlp], [B,N,mlp] */
+    agglo_tensor mlp_out;     /* [B,N,d], only with layer_scale */
 } agglo_vit_block_kept;
 
 /* Take the memory of `kept` for batch x tokens. */
-void agglo_vit_block_plan(agglo_vit_block_kept *kept, const agglo_vit_block_config *config, int64_t batch, int64_t tokens,
-                          agglo_slab *slab);
+void agglo_vit_block_plan(agglo_vit_block_kept *kept, const agglo_vit_block_config *config, int64_t batch,
+                          int64_t tokens, agglo_slab *slab);
 
 /* Scratch that the backward pass of one block needs; one serves all blocks. */
 typedef struct agglo_vit_block_scratch {
     agglo_tensor d_wide, d_qkv, d_narrow;
 } agglo_vit_block_scratch;
 
-void agglo_vit_block_plan_backward(agglo_vit_block_scratch *scratch, const agglo_vit_block_config *config, int64_t batch,
-                                   int64_t tokens, agglo_slab *slab);
+void agglo_vit_block_plan_backward(agglo_vit_block_scratch *scratch, const agglo_vit_block_config *config,
+                                   int64_t batch, int64_t tokens, agglo_slab *slab);
 
 /* x[B,N,d] -> y[B,N,d]; y may be x at inference, and must not be in training (the backward pass reads x). */
 void agglo_vit_block_forward(agglo_backend *be, const agglo_vit_block_config *config, const agglo_vit_block *block,

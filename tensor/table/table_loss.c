@@ -152,7 +152,7 @@ static void target_run(agglo_backend *be, const agglo_op_case *c, agglo_tensor *
     const form *f = form_of(c);
     agglo_target target =
         agglo_target_scaled(f->code, t[1].data, c->d[0], c->d[1], c->d[2], t[2].data, AGGLO_F32, t[3].data);
-    agglo_loss_weights weights = {agglo_op_optional(&t[7]), agglo_op_optional(&t[8]), agglo_op_optional(&t[9])};
+    agglo_loss_weights weights = {agglo_op_optional(&t[7]), agglo_op_optional(&t[8]), agglo_op_optional(&t[9]), NULL};
     agglo_loss_values values = {&t[11], &t[12], &t[13]};
 
     target.map = (agglo_map){c->d[3], agglo_table_target_scale(c), t[5].data, t[4].data, NULL, t[6].data};

@@ -232,7 +232,7 @@ static outputs run(const test_case *c, int n_threads, const array *in, const cha
     void *block[INPUTS], *d_block, *value_block[3], *sums_block;
     agglo_tensor pred, d_pred, valid, sample, token, sums, value[3];
     agglo_loss_values values = {NULL, NULL, NULL};
-    agglo_loss_weights w = {NULL, NULL, NULL};
+    agglo_loss_weights w = {0};
     agglo_target target;
     agglo_backend *be;
     outputs out = {0};
@@ -601,12 +601,58 @@ static void test_rotated(void **state)
     array_clear(&axis);
 }
 
+/* A factor on the device is one in the configuration, bit for bit: the values, gradients and sums of lambda 0.3. */
+static void test_lambda_on_device(void **state)
+{
+    enum { B = 3, TOKENS = 5, C = 19 };
+    const float lambda = 0.3f;
+    float pred[B * TOKENS * C], stored[B * TOKENS * C], got[2][B * TOKENS * C], sums[2][AGGLO_LOSS_SUMS];
+    test_random random = test_random_new(8);
+    agglo_backend *be;
+    agglo_err err = {0};
+    float *block;
+
+    (void)state;
+    assert_ok(agglo_backend_open(&be, device, 2, &err));
+    block = agglo_backend_alloc(be, 4 * sizeof pred, &err);
+    assert_non_null(block);
+    test_random_fill(&random, pred, B * TOKENS * C, 1.0f);
+    test_random_fill(&random, stored, B * TOKENS * C, 1.0f);
+    for (int k = 0; k < 2; k++) {
+        const int64_t n = B * TOKENS * C;
+        agglo_loss_config loss = {k == 0 ? lambda : 1.0f, 0.9f, 0.1f, 1.0f, 0.2f};
+        agglo_tensor p = agglo_tensor_3d(block, AGGLO_F32, B, TOKENS, C), d = p, t = p, total, factor;
+        agglo_loss_weights weights = {.lambda = k == 0 ? NULL : &factor};
+        agglo_target target;
+
+        t.data = block + n;
+        d.data = block + 2 * n;
+        total = agglo_tensor_1d(block + 3 * n, AGGLO_F32, AGGLO_LOSS_SUMS);
+        factor = agglo_tensor_1d(block + 3 * n + 64, AGGLO_F32, 1);
+        target = agglo_target_of(&t);
+        agglo_upload(be, p.data, pred, sizeof pred);
+        agglo_upload(be, t.data, stored, sizeof stored);
+        agglo_upload(be, factor.data, &lambda, sizeof lambda);
+        agglo_zero(be, total.data, sizeof sums[k]);
+        agglo_target_loss(be, &loss, &p, &target, &weights, 2.0f, &d, NULL, &total);
+        agglo_download(be, got[k], d.data, sizeof got[k]);
+        agglo_download(be, sums[k], total.data, sizeof sums[k]);
+    }
+    assert_ok(agglo_backend_check(be, &err));
+    assert_memory_equal(got[0], got[1], sizeof got[0]);
+    assert_memory_equal(sums[0], sums[1], sizeof sums[0]);
+    assert_true(sums[0][AGGLO_LOSS_TOTAL] != 0.0f && got[0][0] != 0.0f);
+    agglo_backend_release(be, block);
+    agglo_backend_free(be);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_table),
         cmocka_unit_test(test_compose),
         cmocka_unit_test(test_rotated),
+        cmocka_unit_test(test_lambda_on_device),
     };
 
     device = test_device();

@@ -7,6 +7,7 @@
 #include "tests/support/support.h"
 
 #include "base/dtype.h"
+#include "tensor/async.h"
 #include "tensor/ops.h"
 
 #include <math.h>
@@ -318,6 +319,119 @@ static void test_guard(void **state)
     }
 }
 
+/* The step's numbers on the device: the bytes of those from the host. */
+static void test_numbers_on_device(void **state)
+{
+    static const float max_norms[] = {2.0f, 0.0f};
+
+    (void)state;
+    for (int k = 0; k < 4; k++) {
+        float max_norm = max_norms[k / 2];
+        bool guarded = k % 2 == 0;
+        agglo_adamw_numbers numbers = agglo_adamw_numbers_of(&config, guarded ? max_norm : 0.0f);
+        agglo_tensor at;
+        agglo_err err = {0};
+        lists l, host;
+
+        open_lists(&l, 2);
+        open_lists(&host, 2);
+        at = on_device(l.be, (const float *)&numbers, AGGLO_F32, AGGLO_ADAMW_NUMBERS);
+        agglo_grad_norm(l.be, l.optim);
+        agglo_adamw_many_at(l.be, &at, guarded, l.optim);
+        agglo_grad_norm(host.be, host.optim);
+        agglo_adamw_many(host.be, &config, numbers.max_norm, guarded, host.optim);
+        for (int i = 0; i < N; i++) {
+            const agglo_optim_entry *a = &l.entries[i], *b = &host.entries[i];
+            const agglo_tensor *x[4] = {&a->p, &a->m, &a->v, &a->copy}, *y[4] = {&b->p, &b->m, &b->v, &b->copy};
+
+            for (int j = 0; j < (has_copy(i) ? 4 : 3); j++) {
+                void *got = fetched(&l, x[j]), *expected = fetched(&host, y[j]);
+
+                assert_memory_equal(got, expected, agglo_tensor_bytes(x[j]));
+                free(got);
+                free(expected);
+            }
+        }
+        assert_ok(agglo_backend_check(l.be, &err));
+        assert_ok(agglo_backend_check(host.be, &err));
+        agglo_backend_release(l.be, at.data);
+        close_lists(&l);
+        close_lists(&host);
+    }
+}
+
+/* From a bad gradient, or a bad value beside a sound one, on nothing changes, however sound what follows is, until it is released; the state
+ * names what came first. Fetched without waiting, it is the same. */
+static void test_hold(void **state)
+{
+    static const float sound[3] = {1.0f, -2.0f, 0.0f};
+    static const struct {
+        int bad_gradient; /* -1: none */
+        bool bad_value;
+        int64_t expected;
+    } table[] = {{3, false, 3}, {-1, true, N}, {4, true, 4}};
+    const float nan = (float)NAN;
+
+    (void)state;
+    for (size_t k = 0; k < AGGLO_COUNT(table); k++) {
+        agglo_grad_state health, *pinned;
+        agglo_event *done;
+        agglo_tensor values;
+        agglo_err err = {0};
+        float *got;
+        int at = table[k].bad_gradient;
+        lists l;
+
+        open_lists(&l, 2);
+        values = on_device(l.be, sound, AGGLO_F32, 3);
+        pinned = agglo_pinned_alloc(l.be, sizeof *pinned, &err);
+        done = agglo_event_new(l.be, &err);
+        assert_non_null(pinned);
+        assert_non_null(done);
+        for (int step = 0; step < 3; step++) {
+            bool bad = step == 1;
+
+            if (at >= 0) {
+                agglo_upload(l.be, l.entries[at].g.data, bad ? &nan : l.host[at][G], sizeof nan);
+            }
+            agglo_upload(l.be, (float *)values.data + 2, bad && table[k].bad_value ? &nan : &sound[2], sizeof nan);
+            agglo_grad_norm(l.be, l.optim);
+            agglo_grad_hold(l.be, &values, l.optim);
+            agglo_adamw_many(l.be, &config, 1.0f, true, l.optim);
+            if (step == 0) { /* a sound step: what is held from here on */
+                for (int i = 0; i < N; i++) {
+                    got = fetched(&l, &l.entries[i].p);
+                    assert_true(got[0] != l.host[i][P][0]);
+                    memcpy(l.host[i][P], got, (size_t)sizes[i] * sizeof *got);
+                    free(got);
+                }
+            }
+            agglo_grad_state_fetch(l.be, l.optim, pinned, done);
+            agglo_event_wait(l.be, done);
+            assert_ok(agglo_backend_peek(l.be, &err));
+            agglo_grad_state_read(l.be, l.optim, &health);
+            assert_memory_equal(&health, pinned, sizeof health);
+            assert_int_equal(health.first_bad, step == 0 ? -1 : table[k].expected);
+        }
+        for (int turn = 0; turn < 2; turn++) {
+            for (int i = 0; i < N; i++) {
+                got = fetched(&l, &l.entries[i].p);
+                assert_int_equal(memcmp(got, l.host[i][P], (size_t)sizes[i] * sizeof *got) == 0, turn == 0);
+                free(got);
+            }
+            agglo_grad_release(l.be, l.optim);
+            agglo_grad_norm(l.be, l.optim);
+            agglo_grad_hold(l.be, &values, l.optim);
+            agglo_adamw_many(l.be, &config, 1.0f, true, l.optim);
+        }
+        assert_ok(agglo_backend_check(l.be, &err));
+        agglo_event_free(l.be, done);
+        agglo_pinned_release(l.be, pinned);
+        agglo_backend_release(l.be, values.data);
+        close_lists(&l);
+    }
+}
+
 /* Every allocation may fail. */
 static void test_memory(void **state)
 {
@@ -346,10 +460,9 @@ static void test_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_step),
-        cmocka_unit_test(test_same_bytes),
-        cmocka_unit_test(test_guard),
-        cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_step),  cmocka_unit_test(test_same_bytes),
+        cmocka_unit_test(test_guard), cmocka_unit_test(test_numbers_on_device),
+        cmocka_unit_test(test_hold),  cmocka_unit_test(test_memory),
     };
 
     device = test_device();

@@ -1,4 +1,5 @@
-/* The transformer block as a whole against the reference: forward, backward, central differences, threads, allocation.
+/* The transformer block as a whole against the reference: forward, backward, central differences, threads, allocation; in F32 and in BF16,
+ * where inputs and matrices are rounded first, so that the tolerance is for the block's arithmetic alone.
  * AGGLO_TEST_DEVICE in the environment names another device than the CPU, as for parity_tensor_ops. */
 #include "tests/parity/tensor/test_device.h"
 #include "tests/ref/ref.h"
@@ -8,8 +9,17 @@
 
 #include <math.h>
 
-#define FORWARD_TOLERANCE  1e-5
-#define BACKWARD_TOLERANCE 1e-4
+/* Of the largest value: BF16 rounds some ten arrays on the way forward and as many back, 2^-9 each; single elements of gradients that
+ * cancel through the softmax are off by up to 1.4e-2. As a whole, every array is within 1e-2 of its norm. */
+static double forward_tolerance(const agglo_vit_block_config *config)
+{
+    return config->dtype == AGGLO_BF16 ? 1e-2 : 1e-5;
+}
+
+static double backward_tolerance(const agglo_vit_block_config *config)
+{
+    return config->dtype == AGGLO_BF16 ? 2e-2 : 1e-4;
+}
 
 typedef struct block_case {
     int64_t batch, tokens;
@@ -17,12 +27,12 @@ typedef struct block_case {
 } block_case;
 
 static const block_case cases[] = {
-    {1, 1, {8, 1, 5, AGGLO_ACT_GELU, false, false, 1e-6f}},
-    {2, 17, {48, 3, 96, AGGLO_ACT_GELU, false, false, 1e-6f}},
-    {2, 10, {40, 5, 30, AGGLO_ACT_QUICK_GELU, false, false, 1e-5f}},
-    {2, 17, {48, 3, 64, AGGLO_ACT_GELU, false, true, 1e-6f}},
-    {3, 9, {30, 2, 41, AGGLO_ACT_NONE, true, true, 1e-6f}},
-    {1, 65, {64, 2, 128, AGGLO_ACT_NONE, true, false, 1e-6f}},
+    {1, 1, {8, 1, 5, AGGLO_ACT_GELU, false, false, 1e-6f, AGGLO_F32}},
+    {2, 17, {48, 3, 96, AGGLO_ACT_GELU, false, false, 1e-6f, AGGLO_F32}},
+    {2, 10, {40, 5, 30, AGGLO_ACT_QUICK_GELU, false, false, 1e-5f, AGGLO_F32}},
+    {2, 17, {48, 3, 64, AGGLO_ACT_GELU, false, true, 1e-6f, AGGLO_F32}},
+    {3, 9, {30, 2, 41, AGGLO_ACT_NONE, true, true, 1e-6f, AGGLO_F32}},
+    {1, 65, {64, 2, 128, AGGLO_ACT_NONE, true, false, 1e-6f, AGGLO_F32}},
 };
 
 static ref_block_config ref_of(const agglo_vit_block_config *c)
@@ -50,20 +60,49 @@ static double *doubles(int64_t n)
     return block;
 }
 
-static void draw(test_random *random, int64_t n, float sigma, float middle, float *f, double *d)
+static void draw(test_random *random, int64_t n, float sigma, float middle, agglo_dtype dtype, float *f, double *d)
 {
     for (int64_t i = 0; i < n; i++) {
         f[i] = middle + sigma * test_random_normal(random);
+        if (dtype == AGGLO_BF16) {
+            f[i] = agglo_bf16_to_f32(agglo_f32_to_bf16(f[i]));
+        }
         d[i] = (double)f[i];
     }
 }
 
+/* Floats to a tensor of either type and back. */
+static void put(agglo_backend *be, const agglo_tensor *t, const float *values)
+{
+    size_t n = (size_t)agglo_tensor_count(t);
+    void *stored = malloc(n * sizeof(float));
+
+    assert_non_null(stored);
+    agglo_dtype_from_f32(stored, values, t->dtype, n);
+    agglo_upload(be, t->data, stored, agglo_tensor_bytes(t));
+    free(stored);
+}
+
+static void get(agglo_backend *be, const agglo_tensor *t, float *values)
+{
+    size_t n = (size_t)agglo_tensor_count(t);
+    void *stored = malloc(n * sizeof(float));
+
+    assert_non_null(stored);
+    agglo_download(be, stored, t->data, agglo_tensor_bytes(t));
+    agglo_dtype_to_f32(values, stored, t->dtype, n);
+    free(stored);
+}
+
 static void assert_close(const char *what, int64_t n, const float *got, const double *expected, double tolerance)
 {
-    double worst = 0.0, most = 0.0;
+    double worst = 0.0, most = 0.0, squares = 0.0, all = 0.0;
 
     for (int64_t i = 0; i < n; i++) {
         double d = fabs((double)got[i] - expected[i]);
+
+        squares += d * d;
+        all += expected[i] * expected[i];
 
         if (!(d <= worst)) {
             worst = d;
@@ -72,6 +111,9 @@ static void assert_close(const char *what, int64_t n, const float *got, const do
     }
     if (!(worst <= tolerance * most)) {
         fail_msg("%s is off by %.3g of its largest value", what, worst / most);
+    }
+    if (!(squares <= 1e-4 * all)) {
+        fail_msg("%s is off by %.3g of its norm", what, sqrt(squares / all));
     }
 }
 
@@ -110,7 +152,7 @@ static void assert_slope(const char *what, test_random *random, const ref_block_
     }
     down = loss_of(config, params, c, x, weights);
     memcpy(values, saved, (size_t)n * sizeof *values);
-    if (!(fabs((up - down) / (2.0 * h) - dot) <= BACKWARD_TOLERANCE * sqrt(norm * length) + 1e-8)) {
+    if (!(fabs((up - down) / (2.0 * h) - dot) <= backward_tolerance(&c->config) * sqrt(norm * length) + 1e-8)) {
         fail_msg("%s: slope %.9g, differences give %.9g", what, dot, (up - down) / (2.0 * h));
     }
     free(saved);
@@ -144,15 +186,17 @@ static run_result run_block(const block_case *c, int n_threads, const float *x, 
 
     assert_ok(agglo_backend_open(&be, device, n_threads, &err));
     assert_ok(agglo_params_new(&params, be, true, &err));
+    assert_ok(agglo_params_set_storage(params, config->dtype, &err));
     assert_ok(agglo_vit_block_declare(&block, config, "blocks.0.", params, &err));
     assert_ok(agglo_params_allocate(params, &err));
     by_place(&block, all);
     for (int i = 0; i < REF_BLOCK_PARAMS; i++) {
         assert_int_equal(all[i] != NULL, config->layer_scale || (i != REF_LS1 && i != REF_LS2));
         if (all[i] != NULL) {
-            agglo_upload(be, all[i]->value.data, weights[i], agglo_tensor_bytes(&all[i]->value));
+            put(be, &all[i]->value, weights[i]);
         }
     }
+    agglo_params_refresh(params);
     out.n = 2 * n + agglo_params_elements(params);
     out.values = malloc((size_t)out.n * sizeof(float));
     assert_non_null(out.values);
@@ -164,9 +208,9 @@ static run_result run_block(const block_case *c, int n_threads, const float *x, 
         if (pass == 1) {
             assert_ok(agglo_slab_allocate(&slab, &measured, &err));
         }
-        tx = agglo_slab_take(s, AGGLO_F32, 3, (const int64_t[]){c->batch, c->tokens, config->dim});
-        ty = agglo_slab_take(s, AGGLO_F32, 3, (const int64_t[]){c->batch, c->tokens, config->dim});
-        td = agglo_slab_take(s, AGGLO_F32, 3, (const int64_t[]){c->batch, c->tokens, config->dim});
+        tx = agglo_slab_take(s, config->dtype, 3, (const int64_t[]){c->batch, c->tokens, config->dim});
+        ty = agglo_slab_take(s, config->dtype, 3, (const int64_t[]){c->batch, c->tokens, config->dim});
+        td = agglo_slab_take(s, config->dtype, 3, (const int64_t[]){c->batch, c->tokens, config->dim});
         agglo_vit_block_plan(&kept, config, c->batch, c->tokens, s);
         agglo_vit_block_plan_backward(&back, config, c->batch, c->tokens, s);
     }
@@ -174,15 +218,15 @@ static run_result run_block(const block_case *c, int n_threads, const float *x, 
         agglo_alloc_stats before = agglo_alloc_counts();
 
         agglo_params_zero_grad(params);
-        agglo_upload(be, tx.data, x, (size_t)n * sizeof(float));
-        agglo_upload(be, td.data, d_y, (size_t)n * sizeof(float));
+        put(be, &tx, x);
+        put(be, &td, d_y);
         agglo_vit_block_forward(be, config, &block, &tx, &kept, &ty);
         agglo_vit_block_backward(be, config, &block, &tx, &kept, &back, &td);
         assert_ok(agglo_backend_check(be, &err));
         assert_true(pass == 0 || agglo_alloc_counts().n_total == before.n_total);
     }
-    agglo_download(be, out.values, ty.data, (size_t)n * sizeof(float));
-    agglo_download(be, out.values + n, td.data, (size_t)n * sizeof(float));
+    get(be, &ty, out.values);
+    get(be, &td, out.values + n);
     at = 2 * n;
     for (int i = 0; i < REF_BLOCK_PARAMS; i++) {
         if (all[i] != NULL) {
@@ -196,7 +240,7 @@ static run_result run_block(const block_case *c, int n_threads, const float *x, 
     agglo_vit_block_forward(be, config, &block, &tx, &kept, &tx);
     again = malloc((size_t)n * sizeof(float));
     assert_non_null(again);
-    agglo_download(be, again, tx.data, (size_t)n * sizeof(float));
+    get(be, &tx, again);
     assert_ok(agglo_backend_check(be, &err));
     assert_memory_equal(again, out.values, (size_t)n * sizeof(float));
     free(again);
@@ -219,8 +263,8 @@ static void check_block(const block_case *c, uint64_t stream)
 
     assert_non_null(fx);
     assert_non_null(fd);
-    draw(&random, n, 1.0f, 0.2f, fx, x);
-    draw(&random, n, 1.0f, 0.0f, fd, d_y);
+    draw(&random, n, 1.0f, 0.2f, c->config.dtype, fx, x);
+    draw(&random, n, 1.0f, 0.0f, c->config.dtype, fd, d_y);
     for (int i = 0; i < REF_BLOCK_PARAMS; i++) {
         int64_t size = ref_block_elements(&config, i);
         bool norm = i == REF_NORM1_W || i == REF_NORM2_W, matrix = size > 3 * config.dim && size > 2 * config.mlp_dim;
@@ -229,7 +273,9 @@ static void check_block(const block_case *c, uint64_t stream)
         grads[i] = doubles(size);
         weights[i] = malloc((size_t)size * sizeof(float));
         assert_non_null(weights[i]);
-        draw(&random, size, matrix ? 1.0f / sqrtf((float)config.dim) : 0.3f, norm ? 1.0f : 0.0f, weights[i], values[i]);
+        draw(&random, size, matrix ? 1.0f / sqrtf((float)config.dim) : 0.3f, norm ? 1.0f : 0.0f,
+             i == REF_QKV_W || i == REF_PROJ_W || i == REF_FC1_W || i == REF_FC2_W ? c->config.dtype : AGGLO_F32,
+             weights[i], values[i]);
     }
     ref_block_forward(&config, values, c->batch, c->tokens, x, y);
     memcpy(d, d_y, (size_t)n * sizeof *d);
@@ -239,8 +285,8 @@ static void check_block(const block_case *c, uint64_t stream)
         runs[i] = run_block(c, i + 1, fx, fd, weights);
         assert_memory_equal(runs[i].values, runs[0].values, (size_t)runs[0].n * sizeof(float));
     }
-    assert_close("y", n, runs[0].values, y, FORWARD_TOLERANCE);
-    assert_close("d_x", n, runs[0].values + n, d, BACKWARD_TOLERANCE);
+    assert_close("y", n, runs[0].values, y, forward_tolerance(&c->config));
+    assert_close("d_x", n, runs[0].values + n, d, backward_tolerance(&c->config));
     assert_slope("x", &random, &config, values, c, x, n, runs[0].values + n, x, d_y);
     for (int i = 0; i < REF_BLOCK_PARAMS; i++) {
         int64_t size = ref_block_elements(&config, i);
@@ -251,7 +297,7 @@ static void check_block(const block_case *c, uint64_t stream)
         }
         snprintf(what, sizeof what, "gradient of parameter %d", i);
         if (c->tokens > 1) { /* softmax over one token: q and k have no gradient but rounding */
-            assert_close(what, size, runs[0].values + at, grads[i], BACKWARD_TOLERANCE);
+            assert_close(what, size, runs[0].values + at, grads[i], backward_tolerance(&c->config));
             assert_slope(what, &random, &config, values, c, values[i], size, runs[0].values + at, x, d_y);
         }
         at += size;
@@ -280,10 +326,22 @@ static void test_blocks(void **state)
     }
 }
 
+static void test_blocks_bf16(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < AGGLO_COUNT(cases); i++) {
+        block_case c = cases[i];
+
+        c.config.dtype = AGGLO_BF16;
+        check_block(&c, i);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_blocks),
+        cmocka_unit_test(test_blocks_bf16),
     };
 
     device = test_device();

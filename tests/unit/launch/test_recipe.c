@@ -63,7 +63,7 @@ static void test_everything(void **state)
         "views: {main: {count: 2, flip: 0.5}, wide: {seed: 9, decode: exact, scale: [0.5, 0.9], ratio: [0.5, 2]}}\n"
         "teachers:\n"
         "  - {name: clip, weights: w, size: 32, batch: 4, codec: fp32, cosine: 0.95,\n"
-        "     summary_weight: 0.5, spatial_weight: 2, summary: preproj, spatial_norm: false}\n"
+        "     summary_weight: 0.5, spatial_weight: 2, summary: preproj, spatial_norm: false, precision: bf16}\n"
         "  - {name: d2, weights: w2, arch: dinov2-small, group: wide, pos_interp: hf}\n"
         "student: {arch: vit, dim: 64, depth: 2, heads: 2, patch: 8, registers: 4, summary: avg}\n"
         "loss: {cos: 1, smooth_l1: 0, smooth_l1_threshold: 2, space: native, balance: none}\n"
@@ -90,6 +90,8 @@ static void test_everything(void **state)
     assert_int_equal(r.teachers[0].batch, 9);
     assert_int_equal(r.teachers[0].summary, 1);
     assert_false(r.teachers[0].spatial_norm);
+    assert_int_equal(r.teachers[0].precision, 1);
+    assert_int_equal(r.teachers[1].precision, 0);
     assert_int_equal(r.teachers[1].codec, AGGLO_CODEC_BF16);
     assert_int_equal(r.teachers[1].pos_interp, 2);
     assert_int_equal(r.student.registers, 4);

@@ -532,12 +532,13 @@ static void stopping(void **state)
 }
 
 /* A teacher whose features are not finite for one picture stops that unit, by the picture's name; the others are made. */
-static agglo_status poisoned_encode(void *self, const uint8_t *pixels, int batch, int height, int width, float *summary,
-                                    float *spatial, agglo_err *err)
+static agglo_status poisoned_encode(void *self, const uint8_t *pixels, const agglo_extent *extents, int batch,
+                                    int height, int width, float *summary, float *spatial, agglo_err *err)
 {
     int *n_calls = (int *)self;
 
     (void)pixels;
+    (void)extents;
     (void)err;
     for (int i = 0; i < batch * 4; i++) {
         summary[i] = 1.0f;

@@ -356,6 +356,70 @@ static void test_params_init(void **state)
     agglo_backend_free(be);
 }
 
+/* A matrix in BF16: a copy beside its master when trained, alone otherwise; what is no matrix stays F32. */
+static void test_params_storage(void **state)
+{
+    const float data[6] = {1, -2, 3.01f, 4, 5, 6}, vector[3] = {1.001f, 2, 3}, ones[6] = {1, 1, 1, 1, 1, 1};
+    uint8_t all[36];
+    agglo_backend *be = NULL;
+    agglo_err err = {0};
+
+    (void)state;
+    memcpy(all, data, sizeof data);
+    memcpy(all + sizeof data, vector, sizeof vector);
+    assert_ok(agglo_backend_open(&be, "cpu", 1, &err));
+    for (int trained = 0; trained < 2; trained++) {
+        agglo_params *params = NULL;
+        agglo_param *w, *b;
+        agglo_safetensors *st;
+        file_bytes file;
+        uint16_t expected[6];
+
+        agglo_dtype_from_f32(expected, data, AGGLO_BF16, 6);
+        assert_ok(agglo_params_new(&params, be, trained, &err));
+        assert_int_equal(agglo_params_storage(params), AGGLO_F32);
+        assert_ok(agglo_params_set_storage(params, AGGLO_BF16, &err));
+        w = agglo_params_add_matrix(params, "w", 2, (const int64_t[]){2, 3}, AGGLO_INIT_ONE, 0, true, &err);
+        b = agglo_params_add(params, "b", 1, (const int64_t[]){3}, AGGLO_INIT_ONE, 0, false, &err);
+        assert_non_null(w);
+        assert_non_null(b);
+        assert_ok(agglo_params_allocate(params, &err));
+        assert_int_equal(w->stored.dtype, AGGLO_BF16);
+        assert_int_equal(b->stored.dtype, AGGLO_F32);
+        assert_ptr_equal(b->stored.data, b->value.data);
+        assert_int_equal(w->value.data != NULL, trained);
+        assert_int_equal(agglo_param_has_copy(w), trained);
+        assert_false(agglo_param_has_copy(b));
+
+        st = file_of(&file,
+                     "{\"w\":{\"dtype\":\"F32\",\"shape\":[2,3],\"data_offsets\":[0,24]},"
+                     "\"b\":{\"dtype\":\"F32\",\"shape\":[3],\"data_offsets\":[24,36]}}",
+                     all, sizeof all);
+        assert_ok(agglo_params_load(params, st, &err));
+        agglo_safetensors_close(st);
+        assert_memory_equal(w->stored.data, expected, sizeof expected);
+        assert_memory_equal(b->stored.data, vector, sizeof vector);
+
+        st = file_of(&file, "{\"q\":{\"dtype\":\"F32\",\"shape\":[1,3],\"data_offsets\":[0,12]}}", data, 12);
+        assert_ok(agglo_param_load_rows(params, w, 1, agglo_safetensors_find(st, "q"), &err));
+        agglo_safetensors_close(st);
+        memcpy(expected + 3, expected, 6);
+        assert_memory_equal(w->stored.data, expected, sizeof expected);
+        if (trained) {
+            assert_memory_equal(w->value.data, data, 12);
+            assert_memory_equal((float *)w->value.data + 3, data, 12);
+            memcpy(w->value.data, ones, sizeof ones);
+            agglo_params_refresh(params);
+        } else {
+            assert_ok(agglo_params_init(params, 3, &err));
+        }
+        agglo_dtype_from_f32(expected, ones, AGGLO_BF16, 6);
+        assert_memory_equal(w->stored.data, expected, sizeof expected);
+        agglo_params_free(params);
+    }
+    agglo_backend_free(be);
+}
+
 static void test_params_load(void **state)
 {
     const float data[6] = {1, -2, 3, 4, 5, 6}, bad[6] = {1, 2, 3, NAN, 5, 6};
@@ -507,6 +571,7 @@ int main(void)
         cmocka_unit_test(test_slab),
         cmocka_unit_test(test_params_init),
         cmocka_unit_test(test_params_load),
+        cmocka_unit_test(test_params_storage),
     };
 
     return test_run("unit_tensor", tests);
