@@ -60,6 +60,7 @@ void agglo_bench_load_clear(agglo_bench_load *load)
     if (load->clear != NULL) {
         load->clear(load);
     }
+    agglo_optim_free(load->list);
     for (int i = 0; i < AGGLO_OP_ARRAYS; i++) {
         agglo_backend_release(load->backend, load->t[i].data);
     }
@@ -70,7 +71,7 @@ void agglo_bench_load_clear(agglo_bench_load *load)
 
 static void run_case(agglo_bench_load *load)
 {
-    load->op_case.op->run(load->backend, &load->op_case, load->t);
+    agglo_op_case_run(load->backend, &load->op_case, load->list, load->t);
 }
 
 static agglo_status fill_fixed(agglo_bench_load *load, int i, agglo_err *err)
@@ -106,7 +107,7 @@ agglo_status agglo_bench_case(agglo_bench_load *load, agglo_backend *be, const a
             return err->status;
         }
     }
-    return AGGLO_OK;
+    return agglo_op_case_list(be, c, load->t, &load->list, err);
 }
 
 /* ---- the library's product ---- */

@@ -16,6 +16,7 @@ typedef struct agglo_bench_load {
     double flops, bytes;                          /* of one run */
     agglo_op_case op_case;
     agglo_tensor t[AGGLO_OP_ARRAYS]; /* owned */
+    agglo_optim *list;               /* of a case that runs over one; owned */
     bool flag;                       /* product: b is transposed; block: with the backward pass */
     struct agglo_bench_block *block;
 } agglo_bench_load;

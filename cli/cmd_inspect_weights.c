@@ -45,55 +45,116 @@ static agglo_status add_student(json_t *object, const agglo_safetensors *st, agg
     return err->status;
 }
 
+static const char *fit_name(agglo_fit fit)
+{
+    return fit == AGGLO_FIT_SQUASH ? "squash" : fit == AGGLO_FIT_PAD ? "pad" : "crop";
+}
+
 static agglo_status add_teacher(json_t *object, const agglo_weights *weights, agglo_err *err)
 {
     agglo_teacher_file file;
-    agglo_teacher_config c;
+    const agglo_teacher_config *c = &file.config;
+    json_t *unknown = json_array();
 
     if (agglo_teacher_recognise(weights, NULL, NULL, &file, err) != AGGLO_OK) {
+        json_decref(unknown);
         return err->status;
     }
-    c = file.config;
-    agglo_teacher_file_clear(&file);
     json_object_set_new(object, "kind", json_string("teacher"));
-    json_object_set_new(object, "arch", json_string(c.arch));
-    json_object_set_new(object, "gmac", json_real(agglo_teacher_gmac(&c, c.image, c.image)));
+    json_object_set_new(object, "arch", json_string(c->arch));
+    json_object_set_new(object, "layout", json_string(file.layout));
+    json_object_set_new(object, "prefix", json_string(file.prefix));
+    json_object_set_new(object, "model_parameters", json_integer(agglo_teacher_params(c)));
+    json_object_set_new(object, "gmac", json_real(agglo_teacher_gmac(c, c->image, c->image)));
     json_object_set_new(object, "config",
-                        json_pack("{s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:s}", "family", c.family, "dim",
-                                  c.dim, "depth", c.depth, "heads", c.heads, "mlp_dim", c.mlp_dim, "patch", c.patch,
-                                  "image", c.image, "proj", c.proj, "registers", c.registers, "act",
-                                  c.swiglu ? "swiglu" : agglo_teacher_act_name(c.act)));
-    if (strcmp(c.family, "sam") == 0) {
+                        json_pack("{s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:s, s:f}", "family", c->family, "dim",
+                                  c->dim, "depth", c->depth, "heads", c->heads, "mlp_dim", c->mlp_dim, "patch",
+                                  c->patch, "image", c->image, "proj", c->proj, "registers", c->registers, "act",
+                                  c->swiglu ? "swiglu" : agglo_teacher_act_name(c->act), "layer_norm_eps",
+                                  (double)c->norm_eps));
+    if (strcmp(c->family, "sam") == 0) {
         json_t *config = json_object_get(object, "config");
         char list[1024];
 
-        json_object_set_new(config, "window", json_integer(c.window));
-        json_object_set_new(config, "global_layers", json_string(agglo_teacher_global_text(&c, list, sizeof list)));
-        json_object_set_new(config, "neck", json_integer(c.neck));
+        json_object_set_new(config, "window", json_integer(c->window));
+        json_object_set_new(config, "global_layers", json_string(agglo_teacher_global_text(c, list, sizeof list)));
+        json_object_set_new(config, "neck", json_integer(c->neck));
     }
+    json_object_set_new(object, "preprocess",
+                        json_pack("{s:i, s:s, s:s, s:[f,f,f], s:[f,f,f]}", "size", c->image, "fit", fit_name(c->fit),
+                                  "filter", c->filter == AGGLO_BILINEAR ? "bilinear" : "bicubic", "mean",
+                                  (double)c->mean[0], (double)c->mean[1], (double)c->mean[2], "std", (double)c->std[0],
+                                  (double)c->std[1], (double)c->std[2]));
+    json_object_set_new(object, "said_by",
+                        json_pack("{s:s, s:s, s:s}", "heads", file.heads_from, "act",
+                                  c->swiglu ? "the tensors" : file.act_from, "pixels", file.pixels_from));
+    for (size_t i = 0; i < file.n_unknown; i++) {
+        json_array_append_new(unknown, json_string(file.unknown[i]));
+    }
+    json_object_set_new(object, "unknown", unknown);
+    agglo_teacher_file_clear(&file);
     return AGGLO_OK;
 }
 
-static void print_text(const json_t *object)
+/* The members of `object`, one a line; in brackets who says so. */
+static void print_members(const json_t *object, const json_t *said_by)
 {
     const char *key;
     json_t *value;
 
+    json_object_foreach((json_t *)object, key, value)
+    {
+        char *text = json_is_string(value) ? NULL : json_dumps(value, JSON_ENCODE_ANY | JSON_REAL_PRECISION(6));
+        const char *from = json_string_value(json_object_get(said_by, key));
+
+        printf("  %-12s %s%s%s%s\n", key, text != NULL ? text : json_string_value(value), from != NULL ? " (" : "",
+               from != NULL ? from : "", from != NULL ? ")" : "");
+        free(text);
+    }
+}
+
+static void print_unknown(const json_t *names)
+{
+    size_t n = json_array_size(names);
+
+    for (size_t i = 0; i < n && i < 8; i++) {
+        printf("  %-12s %s\n", i == 0 ? "unknown" : "", json_string_value(json_array_get(names, i)));
+    }
+    if (n > 8) {
+        printf("  %-12s and %zu more (--json lists them)\n", "", n - 8);
+    }
+}
+
+static void print_text(const json_t *object)
+{
+    const json_t *said_by = json_object_get(object, "said_by"), *own = json_object_get(object, "model_parameters");
+    const char *prefix = json_string_value(json_object_get(object, "prefix")),
+               *pixels_from = json_string_value(json_object_get(said_by, "pixels"));
+    json_t *value;
+
     printf("%s: %s %s\n", json_string_value(json_object_get(object, "path")),
            json_string_value(json_object_get(object, "kind")), json_string_value(json_object_get(object, "arch")));
-    printf("  %-12s %s in %s tensors, %s\n", "parameters",
+    printf("  %-12s %s in %s tensors, %s", "parameters",
            agglo_show_int(json_integer_value(json_object_get(object, "parameters"))),
            agglo_show_int(json_integer_value(json_object_get(object, "tensors"))),
            agglo_show_bytes((double)json_integer_value(json_object_get(object, "bytes"))));
-    printf("  %-12s %s\n  %-12s %s\n", "dtype", json_string_value(json_object_get(object, "dtype")), "sha256",
-           json_string_value(json_object_get(object, "sha256")));
+    if (json_integer_value(json_object_get(object, "files")) > 1) {
+        printf(" in %s files", agglo_show_int(json_integer_value(json_object_get(object, "files"))));
+    }
+    printf(own != NULL ? "; %s of them the image encoder's\n" : "%s\n",
+           own != NULL ? agglo_show_int(json_integer_value(own)) : "");
+    printf("  %-12s %s\n", "dtype", json_string_value(json_object_get(object, "dtype")));
+    if (prefix != NULL) {
+        printf("  %-12s %s%s%s%s\n", "layout", json_string_value(json_object_get(object, "layout")),
+               prefix[0] != '\0' ? ", under \"" : "", prefix, prefix[0] != '\0' ? "\"" : "");
+    }
+    printf("  %-12s %s\n", "sha256", json_string_value(json_object_get(object, "sha256")));
     printf("  %-12s %.4f GFLOP per image\n", "cost", 2 * json_real_value(json_object_get(object, "gmac")));
-    json_object_foreach(json_object_get(object, "config"), key, value)
-    {
-        char *text = json_is_string(value) ? NULL : json_dumps(value, JSON_ENCODE_ANY);
-
-        printf("  %-12s %s\n", key, text != NULL ? text : json_string_value(value));
-        free(text);
+    print_members(json_object_get(object, "config"), said_by);
+    if (pixels_from != NULL) {
+        printf("  pictures     (%s)\n", pixels_from);
+        print_members(json_object_get(object, "preprocess"), NULL);
+        print_unknown(json_object_get(object, "unknown"));
     }
     if (json_object_get(object, "heads") != NULL) {
         size_t i;
@@ -126,12 +187,13 @@ static agglo_status run(agglo_cli *cli, agglo_err *err)
         n_bytes += (int64_t)agglo_weights_at(weights, i)->n_bytes;
     }
     dtypes_of(weights, dtypes, sizeof dtypes);
-    json_object_set_new(object, "path", json_string(path));
+    json_object_set_new(object, "path", json_string(agglo_weights_path(weights)));
     if ((agglo_student_is(agglo_weights_file(weights, 0)) ? add_student(object, agglo_weights_file(weights, 0), err)
                                                           : add_teacher(object, weights, err)) != AGGLO_OK) {
         goto done;
     }
     json_object_set_new(object, "parameters", json_integer(n_parameters));
+    json_object_set_new(object, "files", json_integer((json_int_t)agglo_weights_files(weights)));
     json_object_set_new(object, "tensors", json_integer((json_int_t)agglo_weights_count(weights)));
     json_object_set_new(object, "bytes", json_integer(n_bytes));
     json_object_set_new(object, "dtype", json_string(dtypes));
@@ -149,9 +211,11 @@ done:
 
 const agglo_command agglo_cmd_inspect_weights = {
     .name = "inspect weights",
-    .usage = "FILE.safetensors",
-    .summary = "architecture, size, dtype and fingerprint of a weights file",
-    .details = NULL,
+    .usage = "WEIGHTS",
+    .summary = "architecture, layout, size, dtype, preprocessing and fingerprint of a model's weights",
+    .details = "WEIGHTS is a safetensors file, the index or any shard of a sharded checkpoint, or a downloaded "
+               "repository. What the tensors\n"
+               "do not tell is shown with who says it: a config beside the weights, or the published models' table.",
     .example = "agglo inspect weights weights/clip-tiny.safetensors",
     .options = NULL,
     .n_options = 0,

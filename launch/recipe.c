@@ -182,6 +182,7 @@ static agglo_status read_codec(const agglo_yaml *node, void *field, void *contex
 static const char *const summary_choices[] = {"proj", "preproj", NULL};
 static const char *const pos_choices[] = {"auto", "hub", "hf", NULL};
 static const char *const teacher_precision_choices[] = {"fp32", "bf16", NULL};
+static const char *const act_choices[] = {"auto", "gelu", "quick_gelu", NULL};
 
 static const agglo_field teacher_fields[] = {
     {"name", AGGLO_FIELD_STRING, offsetof(agglo_recipe_teacher, name), 0, 0, NULL, NULL, true},
@@ -200,6 +201,7 @@ static const agglo_field teacher_fields[] = {
     {"pos_interp", AGGLO_FIELD_CHOICE, offsetof(agglo_recipe_teacher, pos_interp), 0, 0, pos_choices, NULL, false},
     {"precision", AGGLO_FIELD_CHOICE, offsetof(agglo_recipe_teacher, precision), 0, 0, teacher_precision_choices, NULL,
      false},
+    {"act", AGGLO_FIELD_CHOICE, offsetof(agglo_recipe_teacher, act), 0, 0, act_choices, NULL, false},
 };
 
 static agglo_status read_teacher(const agglo_yaml *node, agglo_recipe *recipe, agglo_err *err)

@@ -31,6 +31,7 @@ typedef struct agglo_recipe_teacher {
     bool neck;      /* SAM: spatial behind the neck */
     int pos_interp; /* 0: as the layout of the file says, 1: hub, 2: hf */
     int precision;  /* of the teacher pass, 0: fp32, 1: bf16 */
+    int act;        /* 0: as the weights or a config beside them say, 1: gelu, 2: quick_gelu */
 } agglo_recipe_teacher;
 
 typedef enum agglo_precision { AGGLO_PRECISION_AUTO, AGGLO_PRECISION_FP32, AGGLO_PRECISION_BF16 } agglo_precision;

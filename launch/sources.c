@@ -4,18 +4,24 @@
 #include "base/fs.h"
 #include "base/hash.h"
 #include "launch/train.h"
+#include "teachers/weights.h"
 
 /* The weights that the cache was made from against the file that the recipe names, when that file is here. */
 static agglo_status check_weights(const agglo_recipe_teacher *teacher, const agglo_cache_teacher *cached,
                                   agglo_err *err)
 {
+    agglo_weights *weights = NULL;
     agglo_sha256 digest;
     char hex[65];
 
     if (!agglo_path_exists(teacher->weights)) {
         return AGGLO_OK; /* training needs no teacher: a machine without the weights is fine */
     }
-    if (agglo_file_sha256(teacher->weights, &digest, NULL, err) != AGGLO_OK) {
+    if (agglo_weights_open(&weights, teacher->weights, err) == AGGLO_OK) {
+        agglo_weights_fingerprint(weights, &digest, err);
+        agglo_weights_close(weights);
+    }
+    if (err->status != AGGLO_OK) {
         return err->status;
     }
     agglo_hex(digest.bytes, sizeof digest.bytes, hex);

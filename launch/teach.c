@@ -149,6 +149,7 @@ agglo_status agglo_run_teach(const agglo_recipe *recipe, const agglo_teach_choic
         options.neck = teacher->neck;
         options.pos_interp = (agglo_pos_interp)teacher->pos_interp;
         options.precision = teacher->precision == 1 ? AGGLO_BF16 : AGGLO_F32;
+        options.act = teacher->act == 1 ? "gelu" : teacher->act == 2 ? "quick_gelu" : NULL;
         if (agglo_teacher_open(&encoder, backend, &options, err) == AGGLO_OK) {
             for (size_t k = 0; k < n_targets && err->status == AGGLO_OK; k++) {
                 run_one(recipe, teacher, &encoder, choice, &targets[k], &first_slot, out, err);

@@ -189,13 +189,16 @@ static agglo_status init_from(run *r, const char *path, agglo_err *err)
 static agglo_status make_trainer(run *r, int64_t *resumed_from, agglo_err *err)
 {
     const agglo_recipe_train *train = &r->recipe->train;
+    agglo_trainer_config config = r->recipe->trainer;
     bool found = false;
+
+    config.precision = train->precision == AGGLO_PRECISION_BF16 ? AGGLO_BF16 : AGGLO_F32;
 
     for (size_t i = 0; i < r->sources.n_teachers; i++) {
         r->heads[i] = r->sources.teachers[i].head;
     }
-    if (agglo_trainer_new(&r->trainer, r->backend, &r->recipe->student, r->heads, r->sources.n_teachers,
-                          &r->recipe->trainer, err) != AGGLO_OK ||
+    if (agglo_trainer_new(&r->trainer, r->backend, &r->recipe->student, r->heads, r->sources.n_teachers, &config,
+                          err) != AGGLO_OK ||
         agglo_trainer_init(r->trainer, train->seed, err) != AGGLO_OK ||
         agglo_checkpoint_load(r->trainer, r->dir, r->recipe_hash, &found, err) != AGGLO_OK) {
         return err->status;
@@ -247,54 +250,88 @@ static agglo_status make_feed(run *r, agglo_err *err)
     return agglo_feed_new(&r->feed, &config, err);
 }
 
+/* What the loop keeps between two lines of the log. */
+typedef struct since_log {
+    int64_t step;
+    double time, waited;
+} since_log;
+
+/* The next batch into the trainer, and plans for those behind it into the feed. */
+static agglo_status submit_step(run *r, int64_t *planned, since_log *last, double *waited, agglo_train_result *out,
+                                agglo_err *err)
+{
+    const agglo_batch *batch = NULL;
+
+    while (*planned < r->recipe->train.steps && agglo_feed_room(r->feed) > 0) {
+        agglo_step_plan plan;
+
+        agglo_schedule_step(&r->schedule, (*planned)++, r->samples, &plan);
+        agglo_feed_submit(r->feed, &plan);
+    }
+    if (agglo_feed_take(r->feed, &batch, err) != AGGLO_OK) {
+        return err->status;
+    }
+    *waited += batch->wait_s;
+    last->waited += batch->wait_s;
+    out->n_bad += (uint64_t)batch->n_bad;
+    if (agglo_trainer_submit(r->trainer, batch, err) == AGGLO_OK) {
+        agglo_feed_release(r->feed);
+    }
+    return err->status;
+}
+
+/* The oldest step under way: its metrics are taken, and logged where they are due. */
+static agglo_status take_step(run *r, since_log *last, agglo_progress *progress, agglo_train_result *out,
+                              agglo_err *err)
+{
+    const agglo_recipe_train *train = &r->recipe->train;
+    agglo_metrics metrics;
+    int64_t done;
+
+    if (agglo_trainer_take(r->trainer, &metrics, err) != AGGLO_OK) {
+        return err->status;
+    }
+    out->last = metrics;
+    done = agglo_trainer_steps(r->trainer);
+    agglo_progress_add(progress, 1);
+    agglo_progress_note(progress, "loss %.4f", metrics.loss);
+    if (done % train->log_every == 0 || done == train->steps) {
+        double now = agglo_now(), span = now - last->time > 1e-9 ? now - last->time : 1e-9;
+
+        agglo_metrics_file_add(r->metrics, &metrics, r->heads, (double)((done - last->step) * train->batch) / span,
+                               last->waited / span, err);
+        *last = (since_log){done, now, 0};
+    }
+    return err->status;
+}
+
+/* A step is submitted before the one before it is taken, so that a device always has work; where something is due that wants to know all,
+ * the log, a checkpoint, the end, both are taken. */
 static agglo_status loop(run *r, agglo_train_result *out, agglo_err *err)
 {
     const agglo_recipe_train *train = &r->recipe->train;
-    int64_t submitted = agglo_trainer_steps(r->trainer), logged = submitted;
-    double start = agglo_now(), last_log = start, waited = 0, waited_since = 0;
-    agglo_progress *progress = agglo_progress_begin("train", "steps", (uint64_t)(train->steps - submitted));
+    int64_t begin = agglo_trainer_steps(r->trainer), submitted = begin, planned = begin;
+    double start = agglo_now(), waited = 0;
+    since_log last = {begin, start, 0};
+    agglo_progress *progress = agglo_progress_begin("train", "steps", (uint64_t)(train->steps - begin));
 
-    while (agglo_trainer_steps(r->trainer) < train->steps) {
-        const agglo_batch *batch = NULL;
-        agglo_metrics metrics;
-        int64_t done;
+    while (submitted < train->steps) {
+        bool log, checkpoint;
 
-        while (submitted < train->steps && agglo_feed_room(r->feed) > 0) {
-            agglo_step_plan plan;
-
-            agglo_schedule_step(&r->schedule, submitted++, r->samples, &plan);
-            agglo_feed_submit(r->feed, &plan);
-        }
-        if (agglo_feed_take(r->feed, &batch, err) != AGGLO_OK) {
+        if (submit_step(r, &planned, &last, &waited, out, err) != AGGLO_OK) {
             break;
         }
-        waited += batch->wait_s;
-        waited_since += batch->wait_s;
-        out->n_bad += (uint64_t)batch->n_bad;
-        if (agglo_trainer_step(r->trainer, batch, &metrics, err) != AGGLO_OK) {
+        submitted++;
+        log = submitted % train->log_every == 0;
+        checkpoint = submitted % train->checkpoint_every == 0 || submitted == train->steps || agglo_stop_raised();
+        while (err->status == AGGLO_OK && agglo_trainer_pending(r->trainer) > (log || checkpoint ? 0 : 1)) {
+            take_step(r, &last, progress, out, err);
+        }
+        if (err->status != AGGLO_OK || (checkpoint && agglo_checkpoint_save(r->trainer, r->dir, r->recipe_hash,
+                                                                            (int)train->keep, err) != AGGLO_OK)) {
             break;
         }
-        agglo_feed_release(r->feed);
-        out->last = metrics;
-        done = agglo_trainer_steps(r->trainer);
-        agglo_progress_add(progress, 1);
-        agglo_progress_note(progress, "loss %.4f", metrics.loss);
-        if (done % train->log_every == 0 || done == train->steps) {
-            double now = agglo_now(), span = now - last_log > 1e-9 ? now - last_log : 1e-9;
-
-            if (agglo_metrics_file_add(r->metrics, &metrics, r->heads, (double)((done - logged) * train->batch) / span,
-                                       waited_since / span, err) != AGGLO_OK) {
-                break;
-            }
-            last_log = now;
-            logged = done;
-            waited_since = 0;
-        }
-        if ((done % train->checkpoint_every == 0 || done == train->steps || agglo_stop_raised()) &&
-            agglo_checkpoint_save(r->trainer, r->dir, r->recipe_hash, (int)train->keep, err) != AGGLO_OK) {
-            break;
-        }
-        if (done < train->steps && agglo_stop_check(err) != AGGLO_OK) {
+        if (checkpoint && submitted < train->steps && agglo_stop_check(err) != AGGLO_OK) {
             break;
         }
     }
@@ -330,13 +367,6 @@ agglo_status agglo_run_train(const agglo_recipe *recipe, const char *dir, agglo_
     char *metrics_path = NULL;
 
     memset(out, 0, sizeof *out);
-    /* operators take BF16, students keep their activations in F32 */
-    if (recipe->train.precision == AGGLO_PRECISION_BF16) {
-        agglo_fail(err, AGGLO_E_CONFIG,
-                   "train.precision bf16 is not supported: students train in fp32; use fp32 or auto");
-        agglo_at(err, "%s", recipe->path);
-        goto done;
-    }
     if (agglo_sources_open(&r.sources, recipe, recipe->datasets, recipe->n_datasets, recipe->cache, err) != AGGLO_OK ||
         lock_run(&r, err) != AGGLO_OK || hash_recipe(&r, err) != AGGLO_OK ||
         make_trainer(&r, &out->resumed_from, err) != AGGLO_OK || make_schedule(&r, err) != AGGLO_OK) {

@@ -20,7 +20,8 @@ static agglo_param *add(agglo_params *params, const char *prefix, const char *na
     int n = snprintf(full, sizeof full, "%s%s%s", prefix, name, leaf);
 
     AGGLO_ASSERT(n > 0 && (size_t)n < sizeof((agglo_param *)0)->name);
-    return agglo_params_add(params, full, rank, shape, init, 0.02f, rank == 2, err);
+    return (rank == 2 ? agglo_params_add_matrix : agglo_params_add)(params, full, rank, shape, init, 0.02f, rank == 2,
+                                                                    err);
 }
 
 /* A Linear [out, in] with bias, or with in 0 a LayerNorm over `out` channels. */
@@ -41,6 +42,7 @@ agglo_status agglo_head_declare(agglo_head *head, const agglo_head_shape *shape,
     AGGLO_ASSERT(shape->version == 1 || shape->version == 2);
     AGGLO_ASSERT(shape->inner >= 0 && shape->inner <= AGGLO_HEAD_INNER_MAX);
     head->shape = *shape;
+    head->shape.dtype = agglo_params_storage(params);
     head->stages = agglo_alloc((size_t)last + 1, sizeof *head->stages, err);
     if (head->stages == NULL ||
         !add_pair(params, prefix, "fc1", shape->hidden, shape->in, &head->fc1_w, &head->fc1_b, err)) {
@@ -82,17 +84,17 @@ void agglo_head_plan(agglo_head_kept *kept, const agglo_head_shape *shape, int64
             kept->g[k] = kept->g[0];
             continue;
         }
-        kept->u[k] = agglo_slab_take(slab, AGGLO_F32, 2, wide);
-        kept->normed[k] = agglo_slab_take(slab, AGGLO_F32, 2, wide);
-        kept->g[k] = agglo_slab_take(slab, AGGLO_F32, 2, wide);
+        kept->u[k] = agglo_slab_take(slab, shape->dtype, 2, wide);
+        kept->normed[k] = agglo_slab_take(slab, shape->dtype, 2, wide);
+        kept->g[k] = agglo_slab_take(slab, shape->dtype, 2, wide);
         if (train) {
             kept->mean[k] = agglo_slab_take(slab, AGGLO_F32, 1, narrow);
             kept->rstd[k] = agglo_slab_take(slab, AGGLO_F32, 1, narrow);
         }
     }
     if (train) {
-        kept->d_u = agglo_slab_take(slab, AGGLO_F32, 2, wide);
-        kept->d_g = agglo_slab_take(slab, AGGLO_F32, 2, wide);
+        kept->d_u = agglo_slab_take(slab, shape->dtype, 2, wide);
+        kept->d_g = agglo_slab_take(slab, shape->dtype, 2, wide);
     }
     kept->train = train;
 }
@@ -102,7 +104,7 @@ void agglo_head_forward(agglo_backend *be, const agglo_head *head, const agglo_t
 {
     int last = head->shape.inner;
 
-    agglo_linear(be, x, &head->fc1_w->value, &head->fc1_b->value, AGGLO_ACT_NONE, NULL, &kept->u[0]);
+    agglo_linear(be, x, &head->fc1_w->stored, &head->fc1_b->value, AGGLO_ACT_NONE, NULL, &kept->u[0]);
     for (int k = 0; k <= last; k++) {
         const agglo_head_stage *stage = &head->stages[k];
         agglo_tensor *next = k == last ? y : &kept->u[k + 1];
@@ -114,11 +116,12 @@ void agglo_head_forward(agglo_backend *be, const agglo_head *head, const agglo_t
             /* in training u_k is needed again: the sum goes elsewhere, through `normed` of the next stage */
             agglo_tensor *branch = &kept->normed[k + 1];
 
-            agglo_linear(be, &kept->g[k], &stage->linear_w->value, &stage->linear_b->value, AGGLO_ACT_NONE, NULL,
+            agglo_linear(be, &kept->g[k], &stage->linear_w->stored, &stage->linear_b->value, AGGLO_ACT_NONE, NULL,
                          branch);
             agglo_residual(be, &kept->u[k], branch, NULL, next);
         } else {
-            agglo_linear(be, &kept->g[k], &stage->linear_w->value, &stage->linear_b->value, AGGLO_ACT_NONE, NULL, next);
+            agglo_linear(be, &kept->g[k], &stage->linear_w->stored, &stage->linear_b->value, AGGLO_ACT_NONE, NULL,
+                         next);
         }
     }
 }
@@ -135,12 +138,12 @@ void agglo_head_backward(agglo_backend *be, const agglo_head *head, const agglo_
         bool summed = k < last && head->shape.version == 2; /* d_u holds d u_{k+1}, which is part of d u_k */
 
         agglo_linear_bwd_weight(be, d_next, &kept->g[k], &stage->linear_w->grad, &stage->linear_b->grad);
-        agglo_linear_bwd_input(be, d_next, &stage->linear_w->value, false, &kept->d_g);
+        agglo_linear_bwd_input(be, d_next, &stage->linear_w->stored, false, &kept->d_g);
         agglo_activate_bwd(be, act_of(&head->shape), &kept->normed[k], &kept->d_g, &kept->d_g);
         agglo_layernorm_bwd(be, &kept->d_g, &kept->u[k], &stage->norm_w->value, &kept->mean[k], &kept->rstd[k], summed,
                             &kept->d_u, &stage->norm_w->grad, &stage->norm_b->grad);
         d_next = &kept->d_u;
     }
     agglo_linear_bwd_weight(be, &kept->d_u, x, &head->fc1_w->grad, &head->fc1_b->grad);
-    agglo_linear_bwd_input(be, &kept->d_u, &head->fc1_w->value, accumulate, d_x);
+    agglo_linear_bwd_input(be, &kept->d_u, &head->fc1_w->stored, accumulate, d_x);
 }

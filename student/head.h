@@ -22,6 +22,8 @@ typedef struct agglo_head_shape {
     int version; /* 1 or 2 */
     int inner;   /* n, 0 .. AGGLO_HEAD_INNER_MAX */
     int64_t in, hidden, out;
+    agglo_dtype
+        dtype; /* of activations, x and y among them: the storage type of the parameters, set when they are declared */
 } agglo_head_shape;
 
 typedef struct agglo_head_stage {

@@ -67,8 +67,8 @@ static agglo_status check_tensors(agglo_params *params, const agglo_safetensors 
 
 /* st: the file that the parameters will be loaded from, NULL for none. */
 static agglo_status make(agglo_student **out, agglo_backend *backend, const agglo_student_config *config,
-                         const agglo_head_config *heads, size_t n_heads, bool trained, const agglo_safetensors *st,
-                         agglo_err *err)
+                         const agglo_head_config *heads, size_t n_heads, bool trained, agglo_dtype storage,
+                         const agglo_safetensors *st, agglo_err *err)
 {
     agglo_student *student = NULL;
 
@@ -105,6 +105,7 @@ static agglo_status make(agglo_student **out, agglo_backend *backend, const aggl
         goto fail;
     }
     if (agglo_params_new(&student->params, backend, trained, err) != AGGLO_OK ||
+        agglo_params_set_storage(student->params, storage, err) != AGGLO_OK ||
         student->class_->create(&student->backbone, &student->config, student->params, err) != AGGLO_OK ||
         declare_heads(student, err) != AGGLO_OK ||
         (st != NULL && check_tensors(student->params, st, err) != AGGLO_OK) ||
@@ -119,9 +120,10 @@ fail:
 }
 
 agglo_status agglo_student_new(agglo_student **out, agglo_backend *backend, const agglo_student_config *config,
-                               const agglo_head_config *heads, size_t n_heads, bool trained, agglo_err *err)
+                               const agglo_head_config *heads, size_t n_heads, bool trained, agglo_dtype storage,
+                               agglo_err *err)
 {
-    return make(out, backend, config, heads, n_heads, trained, NULL, err);
+    return make(out, backend, config, heads, n_heads, trained, storage, NULL, err);
 }
 
 agglo_status agglo_student_load(agglo_student **out, agglo_backend *backend, const agglo_safetensors *st, bool trained,
@@ -133,7 +135,7 @@ agglo_status agglo_student_load(agglo_student **out, agglo_backend *backend, con
 
     *out = NULL;
     if (agglo_student_read_config(st, &config, heads, &n_heads, err) != AGGLO_OK ||
-        make(out, backend, &config, heads, n_heads, trained, st, err) != AGGLO_OK ||
+        make(out, backend, &config, heads, n_heads, trained, AGGLO_F32, st, err) != AGGLO_OK ||
         agglo_params_load((*out)->params, st, err) != AGGLO_OK) {
         agglo_student_free(*out);
         *out = NULL;
@@ -239,6 +241,7 @@ agglo_status agglo_host_params_get(agglo_host_params *out, agglo_student *studen
 
     memset(out, 0, sizeof *out);
     for (size_t i = 0; i < n; i++) {
+        AGGLO_ASSERT(agglo_param_get_part(agglo_params_at(student->params, i), part)->data != NULL);
         n_bytes += agglo_tensor_bytes(agglo_param_get_part(agglo_params_at(student->params, i), part));
     }
     out->block = agglo_alloc(n_bytes, 1, err);
@@ -305,7 +308,7 @@ agglo_status agglo_student_write_random(const agglo_student_config *config, cons
     agglo_backend *backend = NULL;
     agglo_student *student = NULL;
     bool good = agglo_backend_cpu_new(&backend, 1, err) == AGGLO_OK &&
-                agglo_student_new(&student, backend, config, heads, n_heads, false, err) == AGGLO_OK &&
+                agglo_student_new(&student, backend, config, heads, n_heads, false, AGGLO_F32, err) == AGGLO_OK &&
                 agglo_params_init(student->params, seed, err) == AGGLO_OK &&
                 agglo_student_export(student, path, err) == AGGLO_OK;
 

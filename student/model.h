@@ -26,10 +26,13 @@ extern const float agglo_student_mean[3], agglo_student_std[3];
 typedef struct agglo_student agglo_student;
 
 /* Declare and allocate; parameters are zero until initialised or loaded. trained: with gradients and optimiser
- * state. Configurations are checked and copied. */
+ * state. storage: AGGLO_F32 or AGGLO_BF16, of activations and of what matrix products read (tensor/param.h); with AGGLO_BF16 a student
+ * that is not trained has no F32 matrices and cannot be exported. Configurations are checked and copied. AGGLO_E_UNSUPPORTED where the
+ * backend does not compute with it. */
 agglo_status agglo_student_new(agglo_student **out, agglo_backend *backend, const agglo_student_config *config,
-                               const agglo_head_config *heads, size_t n_heads, bool trained, agglo_err *err);
-/* The same from a file, parameters loaded. AGGLO_E_DATA when it is no student. */
+                               const agglo_head_config *heads, size_t n_heads, bool trained, agglo_dtype storage,
+                               agglo_err *err);
+/* The same in F32 from a file, parameters loaded. AGGLO_E_DATA when it is no student. */
 agglo_status agglo_student_load(agglo_student **out, agglo_backend *backend, const agglo_safetensors *st, bool trained,
                                 agglo_err *err);
 void agglo_student_free(agglo_student *student);
@@ -45,7 +48,7 @@ bool agglo_student_is(const agglo_safetensors *st);
 agglo_status agglo_student_read_config(const agglo_safetensors *st, agglo_student_config *config,
                                        agglo_head_config heads[AGGLO_MAX_HEADS], size_t *n_heads, agglo_err *err);
 
-/* student.safetensors: parameters and metadata, atomically; equal parameters give equal bytes. */
+/* student.safetensors: F32 parameters (the masters) and metadata, atomically; equal parameters give equal bytes. */
 agglo_status agglo_student_export(agglo_student *student, const char *path, agglo_err *err);
 
 /* A randomly initialised student (heads may be NULL with n_heads 0). The init of a parameter depends on seed and

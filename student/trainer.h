@@ -3,12 +3,22 @@
  * The arithmetic depends on the batch, the parameters and the shapes, never on the number of threads. Nothing
  * allocates once a shape has been seen. After a failed step (a device error, values that are not finite) the
  * parameters are those before it.
+ *
+ * Steps may overlap: agglo_trainer_submit issues one and returns, agglo_trainer_take waits for the oldest. With two under way a batch
+ * goes up to the device, and the next is made, while the one before is computed. A step that fails undoes those behind it: none of them
+ * has changed a parameter. On a device the work of a step is recorded at the second batch of a shape and replayed from then on
+ * (tensor/async.h), which changes no bit; on the CPU everything happens within submit.
+ *
+ * Ranks (agglo_trainer_set_comm): each has a slice of the global batch. A teacher's loss is the mean over the valid samples of all ranks;
+ * gradients and loss sums are summed over the ranks between the backward pass and the update, so that all ranks have the same parameters
+ * and metrics, bit for bit.
  */
 #ifndef AGGLO_STUDENT_TRAINER_H
 #define AGGLO_STUDENT_TRAINER_H
 
 #include "student/feed.h"
 #include "student/model.h"
+#include "tensor/comm.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -19,9 +29,13 @@ typedef struct agglo_trainer_config {
     double smooth_l1_threshold;
     double beta1, beta2, eps, weight_decay;
     double clip; /* largest norm of the whole gradient; 0: no clipping */
+    /* Storage of activations and of what matrix products read: AGGLO_F32 or AGGLO_BF16. Masters, statistics, gradients of parameters and
+     * optimiser state are F32 in both, and so is what checkpoints and exports hold. */
+    agglo_dtype precision;
+    bool unrecorded; /* issue every step operator by operator, on devices too: for comparisons */
 } agglo_trainer_config;
 
-/* 0.9, 0.1, threshold 1; AdamW 0.9, 0.999, 1e-8, decay 0.05; no clipping. */
+/* 0.9, 0.1, threshold 1; AdamW 0.9, 0.999, 1e-8, decay 0.05; no clipping; F32. */
 agglo_trainer_config agglo_trainer_config_default(void);
 
 /* Exact sums over the valid tokens of one (teacher, kind); a summary is one token. */
@@ -60,14 +74,31 @@ void agglo_trainer_free(agglo_trainer *trainer);
 agglo_status agglo_trainer_init(agglo_trainer *trainer, uint64_t seed, agglo_err *err);
 
 agglo_student *agglo_trainer_student(agglo_trainer *trainer); /* borrowed */
-/* Updates made; what the next plan's `step` must be. */
+/* Updates made and taken; with no step under way what the next plan's `step` must be. */
 int64_t agglo_trainer_steps(const agglo_trainer *trainer);
-void agglo_trainer_set_steps(agglo_trainer *trainer, int64_t n_steps); /* after loading a checkpoint */
+void agglo_trainer_set_steps(agglo_trainer *trainer,
+                             int64_t n_steps); /* after loading a checkpoint; no step is under way */
 
-/* Forward, backward, update. AGGLO_E_DATA naming the step when loss or gradient is not finite; AGGLO_E_DEVICE. */
+/* The communicator to sum over, borrowed until the trainer is freed; NULL (as before the first call) or one of size 1: this rank alone.
+ * All ranks start from the same parameters. No step is under way. */
+agglo_status agglo_trainer_set_comm(agglo_trainer *trainer, agglo_comm *comm, agglo_err *err);
+
+/* Steps submitted and not taken: at most AGGLO_TRAINER_MAX_PENDING. */
+#define AGGLO_TRAINER_MAX_PENDING 2
+int agglo_trainer_pending(const agglo_trainer *trainer);
+
+/* Forward, backward, update, without waiting for them. The batch is the caller's again on return; its plan's step is the number of
+ * steps submitted so far. After a failure those submitted before can still be taken. AGGLO_E_MEMORY, AGGLO_E_DEVICE. */
+agglo_status agglo_trainer_submit(agglo_trainer *trainer, const agglo_batch *batch, agglo_err *err);
+
+/* The oldest step under way, there is one. AGGLO_E_DATA, naming the step, when its loss or gradient is not finite; AGGLO_E_DEVICE. After a
+ * failure nothing is under way, and parameters and step are those before the failed one. */
+agglo_status agglo_trainer_take(agglo_trainer *trainer, agglo_metrics *out, agglo_err *err);
+
+/* submit and take; no step is under way. */
 agglo_status agglo_trainer_step(agglo_trainer *trainer, const agglo_batch *batch, agglo_metrics *out, agglo_err *err);
 
-/* Losses and cosines of a batch, nothing changed. */
+/* Losses and cosines of a batch (this rank's), nothing changed. No step is under way. */
 agglo_status agglo_trainer_eval(agglo_trainer *trainer, const agglo_batch *batch, agglo_metrics *out, agglo_err *err);
 
 #ifdef __cplusplus

@@ -64,8 +64,12 @@ static agglo_status vit_create(void **self, const agglo_student_config *config, 
         return err->status;
     }
     v->config = *config;
-    v->block_config = (agglo_vit_block_config){
-        .dim = d, .heads = config->heads, .mlp_dim = config->mlp_dim, .act = AGGLO_ACT_GELU, .norm_eps = 1e-6f};
+    v->block_config = (agglo_vit_block_config){.dim = d,
+                                               .heads = config->heads,
+                                               .mlp_dim = config->mlp_dim,
+                                               .act = AGGLO_ACT_GELU,
+                                               .norm_eps = 1e-6f,
+                                               .dtype = agglo_params_storage(params)};
     v->n_prefix = (config->summary == AGGLO_SUMMARY_CLS ? 1 : 0) + config->registers;
     v->blocks = agglo_alloc((size_t)depth, sizeof *v->blocks, err);
     v->x = v->blocks != NULL ? agglo_alloc((size_t)depth + 1, sizeof *v->x, err) : NULL;
@@ -73,8 +77,8 @@ static agglo_status vit_create(void **self, const agglo_student_config *config, 
     if (v->kept == NULL) {
         return err->status;
     }
-    v->patch_w =
-        agglo_params_add(params, "patch_embed.weight", 2, patch_shape, AGGLO_INIT_TRUNC_NORMAL, 0.02f, true, err);
+    v->patch_w = agglo_params_add_matrix(params, "patch_embed.weight", 2, patch_shape, AGGLO_INIT_TRUNC_NORMAL, 0.02f,
+                                         true, err);
     if (v->patch_w == NULL) {
         return err->status;
     }
@@ -110,18 +114,19 @@ static agglo_status vit_create(void **self, const agglo_student_config *config, 
     return AGGLO_OK;
 }
 
-static agglo_tensor take2(agglo_slab *slab, int64_t a, int64_t b)
+/* Activations. */
+static agglo_tensor take2(const vit *v, agglo_slab *slab, int64_t a, int64_t b)
 {
     const int64_t shape[2] = {a, b};
 
-    return agglo_slab_take(slab, AGGLO_F32, 2, shape);
+    return agglo_slab_take(slab, v->block_config.dtype, 2, shape);
 }
 
-static agglo_tensor take3(agglo_slab *slab, int64_t a, int64_t b, int64_t c)
+static agglo_tensor take3(const vit *v, agglo_slab *slab, int64_t a, int64_t b, int64_t c)
 {
     const int64_t shape[3] = {a, b, c};
 
-    return agglo_slab_take(slab, AGGLO_F32, 3, shape);
+    return agglo_slab_take(slab, v->block_config.dtype, 3, shape);
 }
 
 /* Whether the table is used as it is. */
@@ -145,6 +150,7 @@ static void plan_positions(vit *v, agglo_slab *slab)
 {
     int64_t g = v->config.pos_grid, h = v->grid_h, w = v->grid_w, d = v->config.dim, m = h > w ? h : w;
     int64_t shape[4] = {1, 0, 0, d};
+    const int64_t flat[2] = {h * w, d};
 
     if (table_fits(v)) {
         return;
@@ -152,10 +158,10 @@ static void plan_positions(vit *v, agglo_slab *slab)
     v->mid_h = shape[1] = is_cpe(v) ? m : smaller(h, g);
     v->mid_w = shape[2] = is_cpe(v) ? m : smaller(w, g);
     v->pos_mid = agglo_slab_take(slab, AGGLO_F32, 4, shape);
-    v->pos_out = take2(slab, h * w, d);
+    v->pos_out = agglo_slab_take(slab, AGGLO_F32, 2, flat);
     if (v->train) {
         v->d_pos_mid = agglo_slab_take(slab, AGGLO_F32, 4, shape);
-        v->d_pos_out = take2(slab, h * w, d);
+        v->d_pos_out = agglo_slab_take(slab, AGGLO_F32, 2, flat);
     }
 }
 
@@ -172,31 +178,31 @@ static void vit_plan(void *self, int64_t batch, int64_t height, int64_t width, b
     n = v->grid_h * v->grid_w;
     n_tok = v->n_prefix + n;
 
-    v->patches = take2(slab, batch * n, 3 * p * p);
-    v->embedded = take2(slab, batch * n, d);
+    v->patches = take2(v, slab, batch * n, 3 * p * p);
+    v->embedded = take2(v, slab, batch * n, d);
     plan_positions(v, slab);
-    v->x[0] = take3(slab, batch, n_tok, d);
+    v->x[0] = take3(v, slab, batch, n_tok, d);
     for (int64_t i = 0; i < depth; i++) {
         if (train || i == 0) {
             agglo_vit_block_plan(&v->kept[i], &v->block_config, batch, n_tok, slab);
         } else {
             v->kept[i] = v->kept[0];
         }
-        v->x[i + 1] = train ? take3(slab, batch, n_tok, d) : v->x[0];
+        v->x[i + 1] = train ? take3(v, slab, batch, n_tok, d) : v->x[0];
     }
     if (v->config.final_norm) {
         const int64_t rows[1] = {batch * n_tok};
 
-        v->normed = take3(slab, batch, n_tok, d);
+        v->normed = take3(v, slab, batch, n_tok, d);
         v->mean = agglo_slab_take(slab, AGGLO_F32, 1, rows);
         v->rstd = agglo_slab_take(slab, AGGLO_F32, 1, rows);
     }
-    v->summary = take2(slab, batch, d);
-    v->spatial = take3(slab, batch, n, d);
+    v->summary = take2(v, slab, batch, d);
+    v->spatial = take3(v, slab, batch, n, d);
     if (train) {
-        v->d = take3(slab, batch, n_tok, d);
+        v->d = take3(v, slab, batch, n_tok, d);
         if (v->config.final_norm) {
-            v->d_normed = take3(slab, batch, n_tok, d);
+            v->d_normed = take3(v, slab, batch, n_tok, d);
         }
         agglo_vit_block_plan_backward(&v->scratch, &v->block_config, batch, n_tok, slab);
     }
@@ -273,7 +279,7 @@ static void vit_forward(void *self, agglo_backend *be, const agglo_tensor *pixel
     const agglo_tensor *out;
 
     agglo_patchify(be, pixels, NULL, agglo_student_mean, agglo_student_std, (int)p, &patches);
-    agglo_linear(be, &v->patches, &v->patch_w->value, NULL, AGGLO_ACT_NONE, NULL, &v->embedded);
+    agglo_linear(be, &v->patches, &v->patch_w->stored, NULL, AGGLO_ACT_NONE, NULL, &v->embedded);
     agglo_tokens_join(be, v->token != NULL ? &v->token->value : NULL, &embedded, &pos, &v->x[0]);
     for (int64_t i = 0; i < depth; i++) {
         agglo_vit_block_forward(be, &v->block_config, &v->blocks[i], &v->x[i], &v->kept[i], &v->x[i + 1]);

@@ -64,6 +64,56 @@ const agglo_layout agglo_layout_dinov2_hf = {
     .defaults_act = "gelu",
 };
 
+/* The same in memory since transformers 5: what its state_dict says; save_pretrained writes the names above. */
+static const agglo_layout_row state_block[] = {
+    {"norm1.weight", "norm1.weight", "d", AGGLO_ROW_NORM, AGGLO_ROW_ALWAYS, 0, false},
+    {"norm1.bias", "norm1.bias", "d", AGGLO_ROW_BIAS, AGGLO_ROW_ALWAYS, 0, false},
+    {"attention.q_proj.weight", "attn.qkv.weight", "dd", AGGLO_ROW_LINEAR, AGGLO_ROW_ALWAYS, 0, false},
+    {"attention.k_proj.weight", "attn.qkv.weight", "dd", AGGLO_ROW_LINEAR, AGGLO_ROW_ALWAYS, 1, false},
+    {"attention.v_proj.weight", "attn.qkv.weight", "dd", AGGLO_ROW_LINEAR, AGGLO_ROW_ALWAYS, 2, false},
+    {"attention.q_proj.bias", "attn.qkv.bias", "d", AGGLO_ROW_BIAS, AGGLO_ROW_ALWAYS, 0, false},
+    {"attention.k_proj.bias", "attn.qkv.bias", "d", AGGLO_ROW_BIAS, AGGLO_ROW_ALWAYS, 1, false},
+    {"attention.v_proj.bias", "attn.qkv.bias", "d", AGGLO_ROW_BIAS, AGGLO_ROW_ALWAYS, 2, false},
+    {"attention.o_proj.weight", "attn.proj.weight", "dd", AGGLO_ROW_LINEAR, AGGLO_ROW_ALWAYS, 0, false},
+    {"attention.o_proj.bias", "attn.proj.bias", "d", AGGLO_ROW_BIAS, AGGLO_ROW_ALWAYS, 0, false},
+    {"layer_scale1.lambda1", "ls1.gamma", "d", AGGLO_ROW_SCALE, AGGLO_ROW_ALWAYS, 0, false},
+    {"norm2.weight", "norm2.weight", "d", AGGLO_ROW_NORM, AGGLO_ROW_ALWAYS, 0, false},
+    {"norm2.bias", "norm2.bias", "d", AGGLO_ROW_BIAS, AGGLO_ROW_ALWAYS, 0, false},
+    {"mlp.fc1.weight", "mlp.fc1.weight", "md", AGGLO_ROW_LINEAR, AGGLO_ROW_PLAIN, 0, false},
+    {"mlp.fc1.bias", "mlp.fc1.bias", "m", AGGLO_ROW_BIAS, AGGLO_ROW_PLAIN, 0, false},
+    {"mlp.fc2.weight", "mlp.fc2.weight", "dm", AGGLO_ROW_LINEAR, AGGLO_ROW_PLAIN, 0, false},
+    {"mlp.fc2.bias", "mlp.fc2.bias", "d", AGGLO_ROW_BIAS, AGGLO_ROW_PLAIN, 0, false},
+    {"mlp.gate_proj.weight", "mlp.fc1.weight", "md", AGGLO_ROW_LINEAR, AGGLO_ROW_SWIGLU, 0, false},
+    {"mlp.gate_proj.bias", "mlp.fc1.bias", "m", AGGLO_ROW_BIAS, AGGLO_ROW_SWIGLU, 0, false},
+    {"mlp.up_proj.weight", "mlp.fc1.weight", "md", AGGLO_ROW_LINEAR, AGGLO_ROW_SWIGLU, 1, false},
+    {"mlp.up_proj.bias", "mlp.fc1.bias", "m", AGGLO_ROW_BIAS, AGGLO_ROW_SWIGLU, 1, false},
+    {"mlp.down_proj.weight", "mlp.fc2.weight", "dm", AGGLO_ROW_LINEAR, AGGLO_ROW_SWIGLU, 0, false},
+    {"mlp.down_proj.bias", "mlp.fc2.bias", "d", AGGLO_ROW_BIAS, AGGLO_ROW_SWIGLU, 0, false},
+    {"layer_scale2.lambda1", "ls2.gamma", "d", AGGLO_ROW_SCALE, AGGLO_ROW_ALWAYS, 0, false},
+};
+
+static const char *const state_marks[] = {"encoder.layer.0.attention.q_proj.weight", NULL};
+
+const agglo_layout agglo_layout_dinov2_state = {
+    .name = "transformers",
+    .family = "dinov2",
+    .prefixes = hf_prefixes,
+    .probe = "embeddings.patch_embeddings.projection.weight",
+    .marks = state_marks,
+    .block = "encoder.layer.",
+    .top = hf_top,
+    .n_top = AGGLO_COUNT(hf_top),
+    .in_block = state_block,
+    .n_in_block = AGGLO_COUNT(state_block),
+    .ignored = hf_ignored,
+    .positions = "embeddings.position_embeddings",
+    .mlp_plain = "mlp.fc1.weight",
+    .mlp_swiglu = "mlp.gate_proj.weight",
+    .swiglu_apart = true,
+    .registers = "embeddings.register_tokens",
+    .defaults_act = "gelu",
+};
+
 /* ---- torch-hub ---- */
 
 static const agglo_layout_row hub_top[] = {

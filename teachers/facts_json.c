@@ -44,7 +44,7 @@ static agglo_status set_eps(agglo_facts *known, const json_t *json, const char *
     if (agglo_json_get_double(json, key, &eps, err) != AGGLO_OK) {
         return err->status;
     }
-    if (!(eps > 0.0 && eps < 1.0)) {
+    if (!((float)eps > 0.0f && (float)eps < 1.0f)) { /* 1e-85 is above 0 and no float */
         return agglo_fail(err, AGGLO_E_DATA, "%s is %g, not between 0 and 1", key, eps);
     }
     known->norm_eps = (float)eps;

@@ -6,10 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Of a family, the first is what the random writer uses. */
+/* Of a family, the first is what the random writer uses. A file is in the last of those that fit: that with a mark. */
 static const agglo_layout *const layouts[] = {
-    &agglo_layout_clip_hf,    &agglo_layout_clip_open, &agglo_layout_clip_timm,    &agglo_layout_dinov2_hf,
-    &agglo_layout_dinov2_hub, &agglo_layout_sam_hf,    &agglo_layout_sam_original,
+    &agglo_layout_clip_hf,      &agglo_layout_clip_open,  &agglo_layout_clip_timm, &agglo_layout_dinov2_hf,
+    &agglo_layout_dinov2_state, &agglo_layout_dinov2_hub, &agglo_layout_sam_hf,    &agglo_layout_sam_original,
 };
 
 static const agglo_st_tensor *find(const agglo_weights *weights, const char *prefix, const char *name)
@@ -97,7 +97,7 @@ agglo_status agglo_layout_find(const agglo_weights *weights, agglo_layout_found 
     for (size_t i = 0; i < agglo_weights_count(weights); i++) {
         const char *name = agglo_weights_at(weights, i)->name;
 
-        for (size_t k = 0; k < AGGLO_COUNT(layouts); k++) {
+        for (size_t k = AGGLO_COUNT(layouts); k-- > 0;) {
             if (!probe_at(weights, layouts[k], name, &f)) {
                 continue;
             }

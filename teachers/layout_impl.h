@@ -62,6 +62,7 @@ typedef struct agglo_layout {
     /* Read what shapes tell into config (family, dim, ... set from the probe already). */
     const char *positions, *mlp_plain, *mlp_swiglu, *registers,
         *projection;             /* sources of further facts, NULL: not in this family */
+    bool swiglu_apart;           /* mlp_swiglu is one half of the rows, its own tensor */
     const char *projection_bias; /* zero, or the projection is a classifier's (timm); NULL: never there */
     const char *defaults_act;    /* of transformers' config class, where config.json leaves hidden_act out */
     /* The family's own reading of shapes instead of the above, when dim, patch, depth and mlp_dim are known; NULL: none. */
@@ -70,7 +71,7 @@ typedef struct agglo_layout {
 } agglo_layout;
 
 extern const agglo_layout agglo_layout_clip_hf, agglo_layout_clip_open, agglo_layout_clip_timm;
-extern const agglo_layout agglo_layout_dinov2_hf, agglo_layout_dinov2_hub;
+extern const agglo_layout agglo_layout_dinov2_hf, agglo_layout_dinov2_state, agglo_layout_dinov2_hub;
 extern const agglo_layout agglo_layout_sam_hf, agglo_layout_sam_original;
 
 /* The layout of a checkpoint and where the tower's tensors stand in it. */

@@ -105,6 +105,7 @@ static agglo_status read_shapes(const agglo_weights *weights, const agglo_layout
     const agglo_layout *layout = f->layout;
     const agglo_st_tensor *probe = find(weights, f, false, layout->probe), *t;
     int rows = 0, grid;
+    bool halves; /* both of SwiGLU's in one tensor */
 
     if (probe->rank != 4 || probe->shape[1] != 3 || probe->shape[2] != probe->shape[3] || !extent(probe, 0, &c->dim) ||
         !extent(probe, 2, &c->patch)) {
@@ -122,10 +123,11 @@ static agglo_status read_shapes(const agglo_weights *weights, const agglo_layout
     if (t == NULL) {
         return missing(f, true, layout->mlp_plain, err);
     }
-    if (t->rank != 2 || !extent(t, 0, &c->mlp_dim) || (c->swiglu && c->mlp_dim % 2 != 0)) {
-        return odd_shape(t, c->swiglu ? "[2 * mlp_dim, dim]" : "[mlp_dim, dim]", err);
+    halves = c->swiglu && !layout->swiglu_apart;
+    if (t->rank != 2 || !extent(t, 0, &c->mlp_dim) || (halves && c->mlp_dim % 2 != 0)) {
+        return odd_shape(t, halves ? "[2 * mlp_dim, dim]" : "[mlp_dim, dim]", err);
     }
-    c->mlp_dim = c->swiglu ? c->mlp_dim / 2 : c->mlp_dim;
+    c->mlp_dim = halves ? c->mlp_dim / 2 : c->mlp_dim;
     c->heads = 0; /* until someone says it */
     c->registers = 0;
     c->proj = 0;

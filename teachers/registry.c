@@ -275,7 +275,7 @@ agglo_status agglo_teacher_set(agglo_teacher_config *config, const char *field, 
     if (strcmp(field, "layer_norm_eps") == 0) {
         double eps = strtod(value, &end);
 
-        if (end == value || *end != '\0' || !(eps > 0.0 && eps < 1.0)) {
+        if (end == value || *end != '\0' || !((float)eps > 0.0f && (float)eps < 1.0f)) {
             return agglo_fail(err, AGGLO_E_CONFIG, "layer_norm_eps: \"%.32s\" is not a number between 0 and 1", value);
         }
         config->norm_eps = (float)eps;

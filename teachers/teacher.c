@@ -163,7 +163,7 @@ static void describe_rest(agglo_encoder_info *info, const agglo_teacher_config *
 }
 
 static void describe(agglo_encoder_info *info, const agglo_vit_encoder_config *c, const agglo_teacher_options *options,
-                     bool hub)
+                     bool hub, bool hub_layout)
 {
     const agglo_teacher_config *m = &c->model;
     bool clip = strcmp(m->family, "clip") == 0;
@@ -172,6 +172,7 @@ static void describe(agglo_encoder_info *info, const agglo_vit_encoder_config *c
     info->summary_dim = m->proj > 0 && !c->preproj ? m->proj : m->dim;
     /* CLIP: short side straight to size; DINOv2: 256 for a crop of 224 */
     info->preprocess.resize_to = clip ? size : (int)lround((double)size * 256.0 / 224.0);
+    info->preprocess.centre = hub_layout ? AGGLO_CENTRE_EVEN : AGGLO_CENTRE_DOWN;
     /* what neither the weights' hash nor the input's size tell */
     if (clip) {
         used = snprintf(info->options, sizeof info->options, "summary=%s,spatial_norm=%d,",
@@ -233,8 +234,7 @@ static agglo_status open_vit(teacher *t, agglo_encoder_info *info, agglo_backend
         agglo_vit_encoder_new(&t->vit, backend, &config, weights, tensors, n_tensors, err) != AGGLO_OK) {
         return err->status;
     }
-    describe(info, &config, options, hub);
-    info->preprocess.centre = t->file.hub ? AGGLO_CENTRE_EVEN : AGGLO_CENTRE_DOWN;
+    describe(info, &config, options, hub, t->file.hub);
     return AGGLO_OK;
 }
 

@@ -16,7 +16,7 @@ extern "C" {
 
 typedef struct agglo_backend agglo_backend;
 
-/* The CPU backend (oneDNN matrix products, own vector loops) over n_threads (0: all cores). Its arithmetic depends on shapes and
+/* The CPU backend (own matrix products and vector loops, some convolutions by oneDNN) over n_threads (0: all cores). Its arithmetic depends on shapes and
  * instruction set, not on the number of threads. AGGLO_CPU_ISA in the environment (generic, avx2, avx512) asks for another set than the
  * machine's widest for the own loops; oneDNN's is ONEDNN_MAX_CPU_ISA. */
 agglo_status agglo_backend_cpu_new(agglo_backend **out, int n_threads, agglo_err *err);
@@ -48,7 +48,7 @@ agglo_status agglo_backend_check(agglo_backend *backend, agglo_err *err);
 /* The same without waiting: what is known by now. After agglo_event_wait that is all that failed before the event. */
 agglo_status agglo_backend_peek(agglo_backend *backend, agglo_err *err);
 
-/* The version of the library behind the CPU backend's matrix products (oneDNN), as it was loaded. */
+/* The version of the library behind some of the CPU backend's convolutions (oneDNN), as it was loaded. */
 typedef struct agglo_backend_library {
     int major, minor, patch;
 } agglo_backend_library;

@@ -42,7 +42,7 @@ void agglo_attention_bias(agglo_backend *be, const agglo_tensor *qkv, float scal
                           agglo_tensor *out, agglo_tensor *lse)
 {
     AGGLO_ASSERT(packed(qkv) && heads_of(out, qkv) && (lse == NULL || lse_of(lse, qkv)));
-    AGGLO_ASSERT(tables(bias, bias->rel_h, bias->rel_w, bias->table, qkv));
+    AGGLO_ASSERT(tables(bias, bias->rel_h, bias->rel_w, bias->table, qkv) && scale != 0.0f);
     if (agglo_ops_ready(be)) {
         be->ops->attention_bias(be, qkv, scale, bias, out, lse);
     }
@@ -55,7 +55,7 @@ void agglo_attention_bias_bwd(agglo_backend *be, const agglo_tensor *d_out, cons
     AGGLO_ASSERT(packed(qkv) && heads_of(out, qkv) && heads_of(d_out, qkv) && lse_of(lse, qkv));
     AGGLO_ASSERT(packed(d_qkv) && d_qkv->dtype == qkv->dtype && agglo_tensor_count(d_qkv) == agglo_tensor_count(qkv));
     AGGLO_ASSERT(d_qkv->data != qkv->data && d_qkv->data != d_out->data);
-    AGGLO_ASSERT(tables(bias, bias->rel_h, bias->rel_w, bias->table, qkv));
+    AGGLO_ASSERT(tables(bias, bias->rel_h, bias->rel_w, bias->table, qkv) && scale != 0.0f);
     AGGLO_ASSERT((d_bias->rel_h == NULL && d_bias->rel_w == NULL && d_bias->table == NULL) ||
                  tables(bias, d_bias->rel_h, d_bias->rel_w, d_bias->table, qkv));
     if (agglo_ops_ready(be)) {

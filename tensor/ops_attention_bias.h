@@ -8,8 +8,9 @@
  *                the grid in raster order. A table of another length is resampled first, outside: agglo_resample of [1,L,1,D] to
  *                [1,2 grid - 1,1,D], bilinear, which has a gradient.
  *   dense        bias[h,i,j], a table of every head shared by all images (Swin's and E-RADIO's windows; spec students.md section 3.5)
- * Windows are images here (agglo_window_partition). No [N,N] array is made but for the dense table itself: the CPU holds a tile of
- * scores, a GPU's multiprocessor too, and the decomposed kind the products q rel_h [B,H,N,grid_h] and q rel_w [B,H,N,grid_w] on a GPU.
+ * Windows are images here (agglo_window_partition). No [N,N] array is made but for the dense table itself and, where its gradient is
+ * wanted on the CPU, sums of it (as many floats again, or 2^22): the CPU holds a tile of scores, a GPU's multiprocessor too, and the
+ * decomposed kind the products q rel_h [B,H,N,grid_h] and q rel_w [B,H,N,grid_w] on a GPU. scale is not 0.
  * Head sizes to 128 and 46,340 tokens on a GPU (AGGLO_E_UNSUPPORTED is latched beyond), any on the CPU.
  */
 #ifndef AGGLO_TENSOR_OPS_ATTENTION_BIAS_H

@@ -167,6 +167,8 @@ void agglo_grad_release(agglo_backend *be, agglo_optim *optim)
     }
 }
 
+_Static_assert(sizeof(agglo_adamw_numbers) == AGGLO_ADAMW_NUMBERS * sizeof(float), "floats without gaps");
+
 agglo_adamw_numbers agglo_adamw_numbers_of(const agglo_adamw_config *config, float max_norm)
 {
     agglo_adamw_step step = agglo_adamw_step_of(config);

@@ -5,190 +5,57 @@
  * Forward, one task per (image, head, group of queries); per block of keys and tile of queries
  *     S^T = K (scale Q)^T;  m' = max(m, S);  P = exp(S - m');  sum = sum exp(m - m') + P's;  out = out exp(m - m') + P V
  *     at the end out /= sum, lse = m + log(sum)
- * (Milakov and Gimelshein 2018; Dao et al., NeurIPS 2022). Backward, one task per (image, head), so that every gradient has one writer:
+ * (Milakov and Gimelshein 2018; Dao et al., NeurIPS 2022). Backward, one task per (head, image), so that every gradient has one writer:
  *     P = exp(S - lse);  d_v += P^T d_o;  d_s = P (d_o V^T - rowsum(d_o o));  d_q += scale d_s K;  d_k += d_s^T (scale Q)
  *
- * Scratch does not grow with the number of tokens, but for d_q of BF16 storage, which is summed in F32. Q, K and V are read from the packed
+ * A bias is added to S before the exponential, and takes its gradient from d_s (attention_bias.c); then a task of the backward pass is a head
+ * and a chunk of the images, in order, with a sum of the bias's gradient of its own. Chunks depend on the shape alone.
+ *
+ * Scratch does not grow with the number of tokens, but for d_q of BF16 storage, which is summed in F32, and the bias's places. Q, K and V are read from the packed
  * rows [N, 3, H, D] once per block or tile; a row's result does not depend on the batch.
  */
-#include "tensor/cpu/gemm_impl.h"
+#include "tensor/cpu/attention_impl.h"
 #include "tensor/math_inline.h"
 
 #include <math.h>
-
-#define KEYS    256 /* at most, per block; blocks are even */
-#define QUERIES 96  /* per tile: a multiple of every GEMM_ROWS and GEMM_COLS */
-#define GROUP   (4 * QUERIES)
-
-/* S^T: panels of K by panels of Q */
-GEMM_KERNELS(scores_kernel, 1, GEMM_ROWS)
-/* S^T's columns as rows: [queries, keys] times panels of [keys, D] */
-GEMM_KERNELS(by_query, 1, QUERIES)
-/* S^T's rows: [keys, queries] times panels of [queries, D] */
-GEMM_KERNELS(by_key, QUERIES, 1)
-
-typedef struct attention_work {
-    agglo_backend *be;
-    int64_t n, h, d, dim;
-    int64_t block, n_groups; /* keys per block, groups of queries */
-    int64_t d_vecs, d_cols;  /* D rounded up to whole vectors, to whole panels */
-    const agglo_tensor *qkv, *out, *d_out;
-    agglo_tensor *to, *d_qkv; /* out or d_qkv, written */
-    const float *kept_lse;
-    float *lse, scale;
-} attention_work;
-
-static int64_t up(int64_t n, int64_t unit)
-{
-    return agglo_ceil_div(n, unit) * unit;
-}
-
-static attention_work work_of(agglo_backend *be, const agglo_tensor *qkv, float scale)
-{
-    attention_work job = {
-        .be = be, .n = qkv->shape[1], .h = qkv->shape[3], .d = qkv->shape[4], .qkv = qkv, .scale = scale};
-
-    job.dim = job.h * job.d;
-    job.block = agglo_ceil_div(job.n, agglo_ceil_div(job.n, KEYS));
-    job.n_groups = agglo_ceil_div(job.n, GROUP);
-    job.d_vecs = up(job.d, GEMM_LANES);
-    job.d_cols = up(job.d, GEMM_COLS);
-    return job;
-}
-
-/* One head's rows of a tensor whose rows (tokens) are `ld` apart, from element `at` on; rows [token] as outer index of [token, D], or, with
- * `by_d`, D as outer index. */
-static agglo_cpu_operand rows_of(const agglo_tensor *t, int64_t at, int64_t ld, bool by_d)
-{
-    const uint8_t *data = (const uint8_t *)t->data + (size_t)at * agglo_dtype_size(t->dtype);
-
-    return (agglo_cpu_operand){data, t->dtype, ld, !by_d};
-}
-
-/* Where (image, token, part of q k v, head) starts in qkv. */
-static int64_t place(const attention_work *job, int64_t image, int64_t token, int64_t part, int64_t head)
-{
-    return ((image * job->n + token) * 3 + part) * job->dim + head * job->d;
-}
-
-static void multiply(float *x, int64_t n, float factor)
-{
-#pragma omp simd
-    for (int64_t i = 0; i < n; i++) {
-        x[i] *= factor;
-    }
-}
-
-/* n tokens in panels [d][GEMM_ROWS]: the left operand of a product over D. */
-static void pack_left(const attention_work *job, const agglo_tensor *t, int64_t at, int64_t ld, int64_t n, float *out)
-{
-    agglo_cpu_operand in = rows_of(t, at, ld, false);
-
-    for (int64_t i = 0; i < n; i += GEMM_ROWS) {
-        gemm_pack(GEMM_ROWS, &in, i, agglo_min(GEMM_ROWS, n - i), 0, job->d, out + i * job->d);
-    }
-}
-
-/* n tokens in panels [d][GEMM_COLS]: the right operand of a product over D. */
-static void pack_right(const attention_work *job, const agglo_tensor *t, int64_t at, int64_t ld, int64_t n, float scale,
-                       float *out)
-{
-    agglo_cpu_operand in = rows_of(t, at, ld, false);
-
-    for (int64_t i = 0; i < n; i += GEMM_COLS) {
-        gemm_pack(GEMM_COLS, &in, i, agglo_min(GEMM_COLS, n - i), 0, job->d, out + i * job->d);
-    }
-    if (scale != 1.0f) {
-        multiply(out, up(n, GEMM_COLS) * job->d, scale);
-    }
-}
-
-/* n tokens in panels [token][GEMM_COLS] over D: the right operand of a product over tokens. */
-static void pack_tokens(const attention_work *job, const agglo_tensor *t, int64_t at, int64_t ld, int64_t n,
-                        float scale, float *out)
-{
-    agglo_cpu_operand in = rows_of(t, at, ld, true);
-
-    for (int64_t j = 0; j < job->d; j += GEMM_COLS) {
-        gemm_pack(GEMM_COLS, &in, j, agglo_min(GEMM_COLS, job->d - j), 0, n, out + j * n);
-    }
-    if (scale != 1.0f) {
-        multiply(out, job->d_cols * n, scale);
-    }
-}
-
-/* s[key][query] = left . right over D, for whole vectors of queries. */
-static void scores(const attention_work *job, int64_t n_keys, int64_t n_queries, const float *left, const float *right,
-                   float *s)
-{
-    for (int64_t j = 0; j < n_queries; j += GEMM_COLS) {
-        for (int64_t i = 0; i < n_keys; i += GEMM_ROWS) {
-            scores_kernel(n_queries - j, job->d, left + i * job->d, right + j * job->d, s + i * QUERIES + j, QUERIES,
-                          false);
-        }
-    }
-}
-
-/* c[query][D] (+)= sum over keys of s[key][query] tokens[key][D] */
-static void over_keys(const attention_work *job, int64_t n_keys, int64_t n_queries, const float *s, const float *tokens,
-                      float *c, bool accumulate)
-{
-    for (int64_t j = 0; j < job->d; j += GEMM_COLS) {
-        for (int64_t i = 0; i < n_queries; i += GEMM_ROWS) {
-            by_query(job->d - j, n_keys, s + i, tokens + j * n_keys, c + i * job->d_vecs + j, job->d_vecs, accumulate);
-        }
-    }
-}
-
-/* c[key][D] (+)= sum over queries of s[key][query] tokens[query][D] */
-static void over_queries(const attention_work *job, int64_t n_keys, int64_t n_queries, const float *s,
-                         const float *tokens, float *c, bool accumulate)
-{
-    for (int64_t j = 0; j < job->d; j += GEMM_COLS) {
-        for (int64_t i = 0; i < n_keys; i += GEMM_ROWS) {
-            by_key(job->d - j, n_queries, s + i * QUERIES, tokens + j * n_queries, c + i * job->d_vecs + j, job->d_vecs,
-                   accumulate);
-        }
-    }
-}
-
-/* Part of a worker's scratch. */
-static float *take(float **scratch, int64_t n)
-{
-    float *taken = *scratch;
-
-    *scratch += up(n, 16);
-    return taken;
-}
 
 /* ---- forward ---- */
 
 typedef struct forward_scratch {
     float *k, *v, *q, *s, *out, *most, *sum, *shrink;
+    float *rel, *places, *turned; /* of a bias */
 } forward_scratch;
 
-static int64_t forward_floats(const attention_work *job)
+/* With `parts` NULL, only the count. */
+static int64_t forward_parts(const attention_work *job, float *scratch, forward_scratch *parts)
 {
     int64_t keys = up(job->block, GEMM_ROWS), queries = agglo_min(GROUP, up(job->n, QUERIES));
+    attention_bias_floats bias = AGGLO_CPU_NAME(bias_floats)(job);
+    const int64_t sizes[] = {keys * job->d,
+                             job->block * job->d_cols,
+                             queries * job->d,
+                             keys * QUERIES,
+                             queries * job->d_vecs,
+                             GROUP,
+                             GROUP,
+                             QUERIES,
+                             bias.rel,
+                             queries / QUERIES * bias.places,
+                             bias.turned};
+    int64_t total = 0;
 
-    return up(keys * job->d, 16) + up(job->block * job->d_cols, 16) + up(queries * job->d, 16) +
-           up(keys * QUERIES, 16) + up(queries * job->d_vecs, 16) + 2 * GROUP + QUERIES;
-}
+    if (parts != NULL) {
+        float **const places[] = {&parts->k,   &parts->v,      &parts->q,   &parts->s,      &parts->out,   &parts->most,
+                                  &parts->sum, &parts->shrink, &parts->rel, &parts->places, &parts->turned};
 
-static forward_scratch forward_parts(const attention_work *job, float *scratch)
-{
-    int64_t keys = up(job->block, GEMM_ROWS), queries = agglo_min(GROUP, up(job->n, QUERIES));
-    forward_scratch parts;
-
-    parts.k = take(&scratch, keys * job->d);
-    parts.v = take(&scratch, job->block * job->d_cols);
-    parts.q = take(&scratch, queries * job->d);
-    parts.s = take(&scratch, keys * QUERIES);
-    parts.out = take(&scratch, queries * job->d_vecs);
-    parts.most = take(&scratch, GROUP);
-    parts.sum = take(&scratch, GROUP);
-    parts.shrink = take(&scratch, QUERIES);
-    return parts;
+        for (size_t i = 0; i < AGGLO_COUNT(sizes); i++) {
+            *places[i] = take(&scratch, sizes[i]);
+        }
+    }
+    for (size_t i = 0; i < AGGLO_COUNT(sizes); i++) {
+        total += up(sizes[i], 16);
+    }
+    return total;
 }
 
 /* most[q] = max(most[q], s's), sum and s as in the head of the file; shrink[q] = exp(old most - new most). `n` whole vectors of queries.
@@ -252,11 +119,18 @@ static void forward_group(void *context, int64_t index, int worker)
     int64_t group = index % job->n_groups, head = index / job->n_groups % job->h,
             image = index / job->n_groups / job->h;
     int64_t first = group * GROUP, n = agglo_min(GROUP, job->n - first), ld = 3 * job->dim;
-    forward_scratch at = forward_parts(job, agglo_cpu_worker(job->be, worker));
+    int64_t places_size = AGGLO_CPU_NAME(bias_floats)(job).places;
+    forward_scratch at;
 
+    forward_parts(job, agglo_cpu_worker(job->be, worker), &at);
     for (int64_t q = 0; q < n; q += QUERIES) {
-        pack_right(job, job->qkv, place(job, image, first + q, 0, head), ld, agglo_min(QUERIES, n - q), job->scale,
-                   at.q + q * job->d);
+        int64_t n_queries = agglo_min(QUERIES, n - q);
+
+        pack_right(job, job->qkv, place(job, image, first + q, 0, head), ld, n_queries, job->scale, at.q + q * job->d);
+        if (places_size > 0) {
+            AGGLO_CPU_NAME(bias_open)
+            (job, first + q, n_queries, at.q + q * job->d, at.rel, at.places + q / QUERIES * places_size);
+        }
     }
     for (int64_t key = 0; key < job->n; key += job->block) {
         int64_t n_keys = agglo_min(job->block, job->n - key);
@@ -268,6 +142,10 @@ static void forward_group(void *context, int64_t index, int worker)
             float *out = at.out + q * job->d_vecs;
 
             scores(job, n_keys, n_queries, at.k, at.q + q * job->d, at.s);
+            if (job->bias != NULL) {
+                AGGLO_CPU_NAME(bias_add)
+                (job, head, key, n_keys, first + q, n_queries, at.places + q / QUERIES * places_size, at.turned, at.s);
+            }
             softmax_tile(n_keys, up(n_queries, GEMM_LANES), key == 0, at.s, at.most + q, at.sum + q, at.shrink);
             for (int64_t i = 0; key > 0 && i < n_queries; i++) {
                 multiply(out + i * job->d_vecs, job->d_vecs, at.shrink[i]);
@@ -278,15 +156,9 @@ static void forward_group(void *context, int64_t index, int worker)
     write_group(job, &at, image, head, first, n);
 }
 
-static void attention(agglo_backend *be, const agglo_tensor *qkv, float scale, agglo_tensor *out, agglo_tensor *lse)
+void AGGLO_CPU_NAME(attention_forward)(attention_work *job)
 {
-    attention_work job = work_of(be, qkv, scale);
-
-    job.to = out;
-    job.lse = lse == NULL ? NULL : lse->data;
-    if (agglo_cpu_reserve(be, 0, (size_t)forward_floats(&job) * sizeof(float))) {
-        agglo_pool_for(be->pool, qkv->shape[0] * job.h * job.n_groups, forward_group, &job);
-    }
+    agglo_pool_for(job->be->pool, job->qkv->shape[0] * job->h * job->n_groups, forward_group, job);
 }
 
 /* ---- backward ---- */
@@ -297,13 +169,15 @@ typedef struct backward_scratch {
     float *q_right, *d_out_right, *q_tokens, *d_out_tokens; /* of a tile of queries */
     float *p, *d_s, *d_q;                                   /* S^T and its gradient; d_q [QUERIES, d_vecs] */
     float *lse, *delta, *row;
-    float *d_q_sums; /* [N, D], of BF16 storage */
+    float *d_q_sums;                         /* [N, D], of BF16 storage */
+    float *rel, *places, *d_places, *turned; /* of a bias; places of all tiles */
 } backward_scratch;
 
 /* With `parts` NULL, only the count. */
 static int64_t backward_parts(const attention_work *job, float *scratch, backward_scratch *parts)
 {
-    int64_t keys = up(job->block, GEMM_ROWS), d = job->d;
+    int64_t keys = up(job->block, GEMM_ROWS), d = job->d, tiles = agglo_ceil_div(job->n, QUERIES);
+    attention_bias_floats bias = AGGLO_CPU_NAME(bias_floats)(job);
     const int64_t sizes[] = {keys * d,
                              keys * d,
                              job->block * job->d_cols,
@@ -319,14 +193,19 @@ static int64_t backward_parts(const attention_work *job, float *scratch, backwar
                              QUERIES,
                              QUERIES,
                              2 * d,
-                             job->d_qkv->dtype == AGGLO_F32 ? 0 : job->n * d};
+                             job->d_qkv->dtype == AGGLO_F32 ? 0 : job->n * d,
+                             bias.rel,
+                             tiles * bias.places,
+                             tiles * bias.places,
+                             bias.turned};
     int64_t total = 0;
 
     if (parts != NULL) {
         float **const places[] = {&parts->k_left,       &parts->v_left,  &parts->k_tokens,    &parts->d_k,
                                   &parts->d_v,          &parts->q_right, &parts->d_out_right, &parts->q_tokens,
                                   &parts->d_out_tokens, &parts->p,       &parts->d_s,         &parts->d_q,
-                                  &parts->lse,          &parts->delta,   &parts->row,         &parts->d_q_sums};
+                                  &parts->lse,          &parts->delta,   &parts->row,         &parts->d_q_sums,
+                                  &parts->rel,          &parts->places,  &parts->d_places,    &parts->turned};
 
         for (size_t i = 0; i < AGGLO_COUNT(sizes); i++) {
             *places[i] = take(&scratch, sizes[i]);
@@ -411,37 +290,116 @@ static void add_d_q(const attention_work *job, const backward_scratch *at, int64
     }
 }
 
-static void backward_head(void *context, int64_t index, int worker)
+/* Before the blocks of keys: what every tile of queries adds to its scores by its place in the grid. */
+static void open_places(const attention_work *job, const backward_scratch *at, int64_t image, int64_t head)
 {
-    const attention_work *job = context;
-    int64_t head = index % job->h, image = index / job->h, ld = 3 * job->dim;
-    backward_scratch at;
+    int64_t size = AGGLO_CPU_NAME(bias_floats)(job).places;
 
-    backward_parts(job, agglo_cpu_worker(job->be, worker), &at);
+    memset(at->d_places, 0, (size_t)(agglo_ceil_div(job->n, QUERIES) * size) * sizeof(float));
+    for (int64_t q = 0; size > 0 && q < job->n; q += QUERIES) {
+        int64_t n = agglo_min(QUERIES, job->n - q);
+
+        pack_right(job, job->qkv, place(job, image, q, 0, head), 3 * job->dim, n, job->scale, at->q_right);
+        AGGLO_CPU_NAME(bias_open)(job, q, n, at->q_right, at->rel, at->places + q / QUERIES * size);
+    }
+}
+
+/* Behind them: its part of d_q, and of the tables' gradient. */
+static void close_places(const attention_work *job, const backward_scratch *at, int64_t image, int64_t head,
+                         float *partial)
+{
+    int64_t size = AGGLO_CPU_NAME(bias_floats)(job).places;
+
+    for (int64_t q = 0; size > 0 && q < job->n; q += QUERIES) {
+        int64_t n = agglo_min(QUERIES, job->n - q), place_q = place(job, image, q, 0, head);
+
+        pack_tokens(job, job->qkv, place_q, 3 * job->dim, n, job->scale, at->q_tokens);
+        AGGLO_CPU_NAME(bias_close)
+        (job, q, n, at->d_places + q / QUERIES * size, at->q_tokens, at->rel, at->d_q, partial);
+        add_d_q(job, at, place_q, q, n, true);
+    }
+}
+
+static void backward_image(const attention_work *job, const backward_scratch *at, int64_t image, int64_t head,
+                           float *partial)
+{
+    int64_t ld = 3 * job->dim, size = job->bias == NULL ? 0 : AGGLO_CPU_NAME(bias_floats)(job).places;
+
+    if (size > 0) {
+        open_places(job, at, image, head);
+    }
     for (int64_t key = 0; key < job->n; key += job->block) {
         int64_t n_keys = agglo_min(job->block, job->n - key), k = place(job, image, key, 1, head);
         int64_t v = place(job, image, key, 2, head);
 
-        pack_left(job, job->qkv, k, ld, n_keys, at.k_left);
-        pack_left(job, job->qkv, v, ld, n_keys, at.v_left);
-        pack_tokens(job, job->qkv, k, ld, n_keys, 1.0f, at.k_tokens);
+        pack_left(job, job->qkv, k, ld, n_keys, at->k_left);
+        pack_left(job, job->qkv, v, ld, n_keys, at->v_left);
+        pack_tokens(job, job->qkv, k, ld, n_keys, 1.0f, at->k_tokens);
         for (int64_t q = 0; q < job->n; q += QUERIES) {
-            int64_t n = agglo_min(QUERIES, job->n - q);
+            int64_t n = agglo_min(QUERIES, job->n - q), tile = q / QUERIES * size;
 
-            load_queries(job, &at, image, head, q, n);
-            scores(job, n_keys, n, at.k_left, at.q_right, at.p);
-            scores(job, n_keys, n, at.v_left, at.d_out_right, at.d_s);
-            softmax_bwd_tile(n_keys, up(n, GEMM_LANES), at.lse, at.delta, at.p, at.d_s);
-            over_queries(job, n_keys, n, at.p, at.d_out_tokens, at.d_v, q > 0);
-            over_queries(job, n_keys, n, at.d_s, at.q_tokens, at.d_k, q > 0);
-            over_keys(job, n_keys, n, at.d_s, at.k_tokens, at.d_q, false);
-            add_d_q(job, &at, place(job, image, q, 0, head), q, n, key > 0);
+            load_queries(job, at, image, head, q, n);
+            scores(job, n_keys, n, at->k_left, at->q_right, at->p);
+            if (job->bias != NULL) {
+                AGGLO_CPU_NAME(bias_add)(job, head, key, n_keys, q, n, at->places + tile, at->turned, at->p);
+            }
+            scores(job, n_keys, n, at->v_left, at->d_out_right, at->d_s);
+            softmax_bwd_tile(n_keys, up(n, GEMM_LANES), at->lse, at->delta, at->p, at->d_s);
+            if (job->bias != NULL) {
+                AGGLO_CPU_NAME(bias_sum)(job, key, n_keys, q, n, at->d_s, at->d_places + tile, partial);
+            }
+            over_queries(job, n_keys, n, at->p, at->d_out_tokens, at->d_v, q > 0);
+            over_queries(job, n_keys, n, at->d_s, at->q_tokens, at->d_k, q > 0);
+            over_keys(job, n_keys, n, at->d_s, at->k_tokens, at->d_q, false);
+            add_d_q(job, at, place(job, image, q, 0, head), q, n, key > 0);
         }
-        write_rows(job, n_keys, at.d_k, job->d_vecs, k);
-        write_rows(job, n_keys, at.d_v, job->d_vecs, v);
+        write_rows(job, n_keys, at->d_k, job->d_vecs, k);
+        write_rows(job, n_keys, at->d_v, job->d_vecs, v);
+    }
+    if (size > 0) {
+        close_places(job, at, image, head, partial);
     }
     if (job->d_qkv->dtype != AGGLO_F32) {
-        write_rows(job, job->n, at.d_q_sums, job->d, place(job, image, 0, 0, head));
+        write_rows(job, job->n, at->d_q_sums, job->d, place(job, image, 0, 0, head));
+    }
+}
+
+static void backward_chunk(void *context, int64_t index, int worker)
+{
+    const attention_work *job = context;
+    int64_t head = index / job->n_chunks, chunk = index % job->n_chunks, batch = job->qkv->shape[0];
+    int64_t images = agglo_ceil_div(batch, job->n_chunks);
+    float *partial = job->partials == NULL ? NULL : job->partials + index * job->bias->partial_size;
+    backward_scratch at;
+
+    backward_parts(job, agglo_cpu_worker(job->be, worker), &at);
+    for (int64_t image = chunk * images; image < agglo_min((chunk + 1) * images, batch); image++) {
+        backward_image(job, &at, image, head, partial);
+    }
+}
+
+void AGGLO_CPU_NAME(attention_backward)(attention_work *job)
+{
+    agglo_pool_for(job->be->pool, job->h * job->n_chunks, backward_chunk, job);
+}
+
+/* ---- the table ---- */
+
+bool AGGLO_CPU_NAME(attention_reserve)(const attention_work *job, bool backward, int64_t shared)
+{
+    int64_t floats = backward ? backward_parts(job, NULL, NULL) : forward_parts(job, NULL, NULL);
+
+    return agglo_cpu_reserve(job->be, (size_t)shared * sizeof(float), (size_t)floats * sizeof(float));
+}
+
+static void attention(agglo_backend *be, const agglo_tensor *qkv, float scale, agglo_tensor *out, agglo_tensor *lse)
+{
+    attention_work job = work_of(be, qkv, scale);
+
+    job.to = out;
+    job.lse = lse == NULL ? NULL : lse->data;
+    if (AGGLO_CPU_NAME(attention_reserve)(&job, false, 0)) {
+        AGGLO_CPU_NAME(attention_forward)(&job);
     }
 }
 
@@ -454,8 +412,8 @@ static void attention_bwd(agglo_backend *be, const agglo_tensor *d_out, const ag
     job.out = out;
     job.kept_lse = lse->data;
     job.d_qkv = d_qkv;
-    if (agglo_cpu_reserve(be, 0, (size_t)backward_parts(&job, NULL, NULL) * sizeof(float))) {
-        agglo_pool_for(be->pool, qkv->shape[0] * job.h, backward_head, &job);
+    if (AGGLO_CPU_NAME(attention_reserve)(&job, true, 0)) {
+        AGGLO_CPU_NAME(attention_backward)(&job);
     }
 }
 

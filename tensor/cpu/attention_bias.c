@@ -1,438 +1,331 @@
-/* Self-attention with a bias on the CPU: products by oneDNN over tiles of queries, bias and softmax between them.
+/* The bias of self-attention on the CPU: what attention.c's tiles add to their scores, and what they hand back.
  *
- * Forward, one task per (image, head, tile of queries), scratch one tile of scores [tile, N]:
- *     S = scale Q K^T + bias;  P = exp(S - max);  out = (P V) / sum P;  lse = max + log(sum P)
- * The decomposed bias of a tile comes from two products, Q rel_h^T [tile, 2 grid_h - 1] and Q rel_w^T, of which each pair of tokens
- * takes the entry of its distance.
- * Backward, one task per (head, chunk of images), images and tiles of queries in order, scratch two tiles:
- *     P = exp(S - lse);  d_v += P^T d_o;  d_p = d_o V^T;  d_s = P (d_p - rowsum(P d_p));  d_q = scale d_s K;  d_k += scale d_s^T Q
- * d_s is the bias's gradient: of a dense table as it is; of the decomposed kind its sums over the keys of a row and of a column are the
- * gradients of the two products, which give more of d_q, and the tables'. Each task has its own sum of the tables' gradient, and these are
- * added in the order of tasks; chunks depend on the shape alone.
- * Rows of q, k, v and d_o are gathered into contiguous F32 scratch, which is also where BF16 is widened.
+ * Dense: the part [queries, keys] of a head's table is turned into panels [keys, GEMM_COLS] and added. Its gradient is d_s; a task sums it
+ * turned, [keys, queries], as d_s lies.
+ * Decomposed: one product of a tile of queries with both tables, Q [rel_h; rel_w]^T; of its rows each query takes those of its distance to
+ * every row and every column of the grid (`places`), so that a key adds two vectors. Backward, d_s summed over the keys of a row and of a column
+ * is the gradient of places, which gives more of d_q, and the tables' gradient, in two more products.
+ * Tasks' sums of the gradient are added in order of tasks, in double.
  */
-#include "tensor/cpu/cpu_impl.h"
-#include "tensor/math_inline.h"
+#include "tensor/cpu/attention_impl.h"
 
-#include <math.h>
 #include <string.h>
 
-#define TILE_QUERIES  128
 #define MOST_CHUNKS   16
 #define MOST_PARTIALS ((int64_t)1 << 22) /* floats of all tasks' sums */
 
-typedef struct bias_work {
-    agglo_backend *be;
-    int64_t batch, n, h, d, tile, n_tiles;
-    agglo_dtype dtype;
-    float scale;
-    const void *qkv, *d_out;
-    void *out, *d_qkv;
-    const float *kept_lse;
-    float *lse;
-
-    bool decomposed;
-    int64_t n_prefix, grid_h, grid_w, n_rel_h, n_rel_w; /* n_rel: rows of the tables */
-    const float *rel_h, *rel_w, *table;
-
-    int64_t n_chunks, partial_size;
-    float *partials; /* [h, n_chunks, partial_size]; NULL: no gradient of the bias is wanted */
-} bias_work;
-
-static bias_work work_of(agglo_backend *be, const agglo_tensor *qkv, float scale, const agglo_bias *bias)
+static bool decomposed(const attention_work *job)
 {
-    bias_work job = {.be = be,
-                     .batch = qkv->shape[0],
-                     .n = qkv->shape[1],
-                     .h = qkv->shape[3],
-                     .d = qkv->shape[4],
-                     .dtype = qkv->dtype,
-                     .scale = scale,
-                     .qkv = qkv->data,
-                     .decomposed = bias->rel_h != NULL};
-
-    job.n_tiles = agglo_ceil_div(job.n, TILE_QUERIES);
-    job.tile = agglo_ceil_div(job.n, job.n_tiles);
-    if (job.decomposed) {
-        job.n_prefix = bias->n_prefix;
-        job.grid_h = bias->grid_h;
-        job.grid_w = bias->grid_w;
-        job.n_rel_h = 2 * bias->grid_h - 1;
-        job.n_rel_w = 2 * bias->grid_w - 1;
-        job.rel_h = bias->rel_h->data;
-        job.rel_w = bias->rel_w->data;
-    } else {
-        job.table = bias->table->data;
-    }
-    return job;
+    return job->bias->table == NULL;
 }
 
-/* n elements of F32 or BF16 as F32, and back. */
-static void widen(float *to, const void *from, agglo_dtype dtype, int64_t n)
+attention_bias_floats AGGLO_CPU_NAME(bias_floats)(const attention_work *job)
 {
-    if (dtype == AGGLO_BF16) {
-        agglo_cpu_from_bf16(n, from, to);
-    } else {
-        memcpy(to, from, (size_t)n * sizeof *to);
+    const attention_bias *bias = job->bias;
+    attention_bias_floats none = {0, 0, 0};
+
+    if (bias == NULL) {
+        return none;
+    }
+    if (!decomposed(job)) {
+        return (attention_bias_floats){0, 0, job->block * GEMM_COLS};
+    }
+    return (attention_bias_floats){up(bias->n_rel, GEMM_ROWS) * QUERIES, (bias->grid_h + bias->grid_w) * QUERIES, 0};
+}
+
+/* Row of the matrix of tables that a query at row y, or column x, of the grid takes against row, or column, 0: each further key is one less. */
+static int64_t row_of(const attention_bias *bias, int64_t place)
+{
+    return place / bias->grid_w + bias->grid_h - 1;
+}
+
+static int64_t column_of(const attention_bias *bias, int64_t place)
+{
+    return 2 * bias->grid_h - 1 + place % bias->grid_w + bias->grid_w - 1;
+}
+
+void AGGLO_CPU_NAME(bias_open)(const attention_work *job, int64_t first, int64_t n, const float *right, float *rel,
+                               float *places)
+{
+    const attention_bias *bias = job->bias;
+    float *columns = places + bias->grid_h * QUERIES;
+
+    scores(job, bias->n_rel, n, bias->rel_left, right, rel);
+    memset(places, 0, (size_t)((bias->grid_h + bias->grid_w) * QUERIES) * sizeof *places);
+    for (int64_t q = first < bias->n_prefix ? bias->n_prefix - first : 0; q < n; q++) {
+        const float *row = rel + row_of(bias, first + q - bias->n_prefix) * QUERIES + q;
+        const float *column = rel + column_of(bias, first + q - bias->n_prefix) * QUERIES + q;
+
+        for (int64_t y = 0; y < bias->grid_h; y++) {
+            places[y * QUERIES + q] = row[-y * QUERIES];
+        }
+        for (int64_t x = 0; x < bias->grid_w; x++) {
+            columns[x * QUERIES + q] = column[-x * QUERIES];
+        }
     }
 }
 
-static void narrow(void *to, const float *from, agglo_dtype dtype, int64_t n)
+static void add_table(const attention_work *job, int64_t head, int64_t key, int64_t n_keys, int64_t first, int64_t n,
+                      float *turned, float *s)
 {
-    if (dtype == AGGLO_BF16) {
-        agglo_cpu_to_bf16(n, from, to);
-    } else {
-        memcpy(to, from, (size_t)n * sizeof *from);
+    agglo_cpu_operand in = {job->bias->table + (head * job->n + first) * job->n, AGGLO_F32, job->n, true};
+
+    for (int64_t q = 0; q < n; q += GEMM_COLS) {
+        int64_t cols = agglo_min(GEMM_COLS, up(n - q, GEMM_LANES));
+
+        gemm_pack(GEMM_COLS, &in, q, agglo_min(GEMM_COLS, n - q), key, n_keys, turned);
+        for (int64_t i = 0; i < n_keys; i++) {
+            for (int64_t j = 0; j < cols; j += GEMM_LANES) {
+                float *at = s + i * QUERIES + q + j;
+
+                gemm_store(at, gemm_load(at) + gemm_load(turned + i * GEMM_COLS + j));
+            }
+        }
     }
 }
 
-/* Floats of the products of a tile with both tables. */
-static int64_t rel_size(const bias_work *job)
+void AGGLO_CPU_NAME(bias_add)(const attention_work *job, int64_t head, int64_t key, int64_t n_keys, int64_t first,
+                              int64_t n, const float *places, float *turned, float *s)
 {
-    return job->tile * (job->n_rel_h + job->n_rel_w);
-}
+    const attention_bias *bias = job->bias;
+    int64_t i = key < bias->n_prefix ? bias->n_prefix - key : 0;
 
-/* to[rows][d] = rows of part 0 (q), 1 (k) or 2 (v) of a head, from `first`. */
-static void take_rows(const bias_work *job, int64_t image, int64_t head, int part, int64_t first, int64_t rows,
-                      float *to)
-{
-    size_t size = agglo_dtype_size(job->dtype);
+    if (!decomposed(job)) {
+        add_table(job, head, key, n_keys, first, n, turned, s);
+        return;
+    }
+    for (int64_t at = key + i - bias->n_prefix; i < n_keys; i++, at++) {
+        const float *row = places + at / bias->grid_w * QUERIES;
+        const float *column = places + (bias->grid_h + at % bias->grid_w) * QUERIES;
 
-    for (int64_t i = 0; i < rows; i++) {
-        int64_t at = (((image * job->n + first + i) * 3 + part) * job->h + head) * job->d;
+        for (int64_t j = 0; j < n; j += GEMM_LANES) {
+            float *to = s + i * QUERIES + j;
 
-        widen(to + i * job->d, (const uint8_t *)job->qkv + (size_t)at * size, job->dtype, job->d);
+            gemm_store(to, gemm_load(to) + (gemm_load(row + j) + gemm_load(column + j)));
+        }
     }
 }
 
-/* Row i of a head in an array [B,N,H,D]. */
-static int64_t row_of(const bias_work *job, int64_t image, int64_t head, int64_t i)
+void AGGLO_CPU_NAME(bias_sum)(const attention_work *job, int64_t key, int64_t n_keys, int64_t first, int64_t n,
+                              const float *d_s, float *d_places, float *partial)
 {
-    return ((image * job->n + i) * job->h + head) * job->d;
-}
+    const attention_bias *bias = job->bias;
+    int64_t i = key < bias->n_prefix ? bias->n_prefix - key : 0;
 
-/* scores[rows][n] of the queries q, and with `rel` the products with the tables beside. */
-static void score_tile(const bias_work *job, int64_t head, int64_t first, int64_t rows, const float *q, const float *k,
-                       float *rel, float *scores)
-{
-    int64_t n = job->n, d = job->d;
-    float *across = rel + job->tile * job->n_rel_h;
+    if (!decomposed(job)) {
+        for (i = 0; partial != NULL && i < n_keys; i++) {
+            float *to = partial + (key + i) * bias->partial_ld + first;
 
-    agglo_cpu_sgemm(false, true, rows, n, d, job->scale, q, d, k, d, 0.0f, scores, n);
-    if (!job->decomposed) {
-        const float *bias = job->table + (head * n + first) * n;
-
-#pragma omp simd
-        for (int64_t e = 0; e < rows * n; e++) {
-            scores[e] += bias[e];
+            for (int64_t j = 0; j < n; j += GEMM_LANES) {
+                gemm_store(to + j, gemm_load(to + j) + gemm_load(d_s + i * QUERIES + j));
+            }
         }
         return;
     }
-    agglo_cpu_sgemm(false, true, rows, job->n_rel_h, d, 1.0f, q, d, job->rel_h, d, 0.0f, rel, job->n_rel_h);
-    agglo_cpu_sgemm(false, true, rows, job->n_rel_w, d, 1.0f, q, d, job->rel_w, d, 0.0f, across, job->n_rel_w);
-    for (int64_t i = 0; i < rows; i++) {
-        int64_t place = first + i - job->n_prefix, y = place / job->grid_w, x = place % job->grid_w;
-        const float *by_row, *by_column;
-        float *row = scores + i * n + job->n_prefix;
+    for (int64_t at = key + i - bias->n_prefix; i < n_keys; i++, at++) {
+        float *row = d_places + at / bias->grid_w * QUERIES;
+        float *column = d_places + (bias->grid_h + at % bias->grid_w) * QUERIES;
 
-        if (place < 0) {
-            continue;
-        }
-        by_row = rel + i * job->n_rel_h + y + job->grid_h - 1;
-        by_column = across + i * job->n_rel_w + x + job->grid_w - 1;
-        for (int64_t ky = 0; ky < job->grid_h; ky++, row += job->grid_w) {
-            float b = by_row[-ky];
+        for (int64_t j = 0; j < n; j += GEMM_LANES) {
+            gemm_vec d = gemm_load(d_s + i * QUERIES + j);
 
-#pragma omp simd
-            for (int64_t kx = 0; kx < job->grid_w; kx++) {
-                row[kx] += b + by_column[-kx];
-            }
+            gemm_store(row + j, gemm_load(row + j) + d);
+            gemm_store(column + j, gemm_load(column + j) + d);
         }
     }
 }
 
-/* row[j] = exp(row[j] - shift), returning the sum. */
-static float exp_row(float *row, int64_t n, float shift)
+void AGGLO_CPU_NAME(bias_close)(const attention_work *job, int64_t first, int64_t n, const float *d_places,
+                                const float *q_tokens, float *rel, float *d_q, float *partial)
 {
-    float sum = 0.0f;
+    const attention_bias *bias = job->bias;
+    const float *columns = d_places + bias->grid_h * QUERIES;
 
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < n; j++) {
-        float e = agglo_exp(row[j] - shift);
+    memset(rel, 0, (size_t)(up(bias->n_rel, GEMM_ROWS) * QUERIES) * sizeof *rel);
+    for (int64_t q = first < bias->n_prefix ? bias->n_prefix - first : 0; q < n; q++) {
+        float *row = rel + row_of(bias, first + q - bias->n_prefix) * QUERIES + q;
+        float *column = rel + column_of(bias, first + q - bias->n_prefix) * QUERIES + q;
 
-        row[j] = e;
-        sum += e;
-    }
-    return sum;
-}
-
-/* In 16 lanes, which compilers vectorise; a NaN that is missed here makes the sum a NaN all the same. */
-static float max_row(const float *row, int64_t n)
-{
-    float lane[16], most = row[0];
-    int64_t j = 0;
-
-    for (int l = 0; l < 16; l++) {
-        lane[l] = row[0];
-    }
-    for (; j + 16 <= n; j += 16) {
-        for (int l = 0; l < 16; l++) {
-            lane[l] = row[j + l] > lane[l] ? row[j + l] : lane[l];
+        for (int64_t y = 0; y < bias->grid_h; y++) {
+            row[-y * QUERIES] = d_places[y * QUERIES + q];
+        }
+        for (int64_t x = 0; x < bias->grid_w; x++) {
+            column[-x * QUERIES] = columns[x * QUERIES + q];
         }
     }
-    for (int l = 0; l < 16; l++) {
-        most = lane[l] > most ? lane[l] : most;
-    }
-    for (; j < n; j++) {
-        most = row[j] > most ? row[j] : most;
-    }
-    return most;
-}
-
-static void forward_tile(void *context, int64_t index, int worker)
-{
-    const bias_work *job = context;
-    int64_t n = job->n, d = job->d, head = index / job->n_tiles % job->h, image = index / job->n_tiles / job->h;
-    int64_t first = index % job->n_tiles * job->tile, rows = agglo_min(job->tile, n - first);
-    float *scores = agglo_cpu_worker(job->be, worker), *q = scores + job->tile * n, *k = q + job->tile * d,
-          *v = k + n * d, *rel = v + n * d;
-    size_t size = agglo_dtype_size(job->dtype);
-
-    if (rows <= 0) {
-        return;
-    }
-    take_rows(job, image, head, 0, first, rows, q);
-    take_rows(job, image, head, 1, 0, n, k);
-    take_rows(job, image, head, 2, 0, n, v);
-    score_tile(job, head, first, rows, q, k, rel, scores);
-    for (int64_t i = 0; i < rows; i++) {
-        float *row = scores + i * n, most = max_row(row, n), sum = exp_row(row, n, most), inverse = 1.0f / sum;
-
-        if (job->lse != NULL) {
-            job->lse[(image * job->h + head) * n + first + i] = most + logf(sum);
-        }
-#pragma omp simd
-        for (int64_t j = 0; j < n; j++) {
-            row[j] *= inverse;
-        }
-    }
-    agglo_cpu_sgemm(false, false, rows, d, n, 1.0f, scores, n, v, d, 0.0f, q, d); /* the queries have been used */
-    for (int64_t i = 0; i < rows; i++) {
-        narrow((uint8_t *)job->out + (size_t)row_of(job, image, head, first + i) * size, q + i * d, job->dtype, d);
-    }
-}
-
-static void attention_bias(agglo_backend *be, const agglo_tensor *qkv, float scale, const agglo_bias *bias,
-                           agglo_tensor *out, agglo_tensor *lse)
-{
-    bias_work job = work_of(be, qkv, scale, bias);
-    int64_t floats = job.tile * (job.n + job.d) + 2 * job.n * job.d + rel_size(&job);
-
-    job.out = out->data;
-    job.lse = lse == NULL ? NULL : lse->data;
-    if (agglo_cpu_reserve(be, 0, (size_t)floats * sizeof(float))) {
-        agglo_pool_for(be->pool, job.batch * job.h * job.n_tiles, forward_tile, &job);
-    }
-}
-
-/* What goes through the decomposed bias of a tile: its sums over keys into `rel` (as the products lay there), then d_q and the tables. */
-static void rel_backward(const bias_work *job, int64_t first, int64_t rows, const float *d_s, const float *q,
-                         float *rel, float *d_q, float *partial)
-{
-    int64_t n = job->n, d = job->d;
-    float *across = rel + job->tile * job->n_rel_h;
-
-    memset(rel, 0, (size_t)rel_size(job) * sizeof *rel);
-    for (int64_t i = 0; i < rows; i++) {
-        int64_t place = first + i - job->n_prefix, y = place / job->grid_w, x = place % job->grid_w;
-        const float *row = d_s + i * n + job->n_prefix;
-        float *by_row, *by_column;
-
-        if (place < 0) {
-            continue;
-        }
-        by_row = rel + i * job->n_rel_h + y + job->grid_h - 1;
-        by_column = across + i * job->n_rel_w + x + job->grid_w - 1;
-        for (int64_t ky = 0; ky < job->grid_h; ky++, row += job->grid_w) {
-            float sum = 0.0f;
-
-#pragma omp simd reduction(+ : sum)
-            for (int64_t kx = 0; kx < job->grid_w; kx++) {
-                sum += row[kx];
-            }
-            by_row[-ky] = sum;
-#pragma omp simd
-            for (int64_t kx = 0; kx < job->grid_w; kx++) {
-                by_column[-kx] += row[kx];
-            }
-        }
-    }
-    agglo_cpu_sgemm(false, false, rows, d, job->n_rel_h, 1.0f, rel, job->n_rel_h, job->rel_h, d, 1.0f, d_q, d);
-    agglo_cpu_sgemm(false, false, rows, d, job->n_rel_w, 1.0f, across, job->n_rel_w, job->rel_w, d, 1.0f, d_q, d);
+    over_keys(job, bias->n_rel, n, rel, bias->rel_tokens, d_q, false);
     if (partial != NULL) {
-        agglo_cpu_sgemm(true, false, job->n_rel_h, d, rows, 1.0f, rel, job->n_rel_h, q, d, 1.0f, partial, d);
-        agglo_cpu_sgemm(true, false, job->n_rel_w, d, rows, 1.0f, across, job->n_rel_w, q, d, 1.0f,
-                        partial + job->n_rel_h * d, d);
+        over_queries(job, bias->n_rel, n, rel, q_tokens, partial, true);
     }
 }
 
-static void backward_image(const bias_work *job, int64_t image, int64_t head, float *scratch, float *partial)
-{
-    int64_t n = job->n, d = job->d;
-    float *p = scratch, *d_s = p + job->tile * n, *q = d_s + job->tile * n, *k = q + n * d, *v = k + n * d,
-          *d_k = v + n * d, *d_v = d_k + n * d, *d_o = d_v + n * d, *d_q = d_o + job->tile * d,
-          *rel = d_q + job->tile * d;
-    size_t size = agglo_dtype_size(job->dtype);
-    float *const made[2] = {d_k, d_v};
+/* ---- sums of tasks ---- */
 
-    take_rows(job, image, head, 0, 0, n, q);
-    take_rows(job, image, head, 1, 0, n, k);
-    take_rows(job, image, head, 2, 0, n, v);
-    for (int64_t first = 0; first < n; first += job->tile) {
-        int64_t rows = agglo_min(job->tile, n - first);
-        float beta = first == 0 ? 0.0f : 1.0f;
-
-        for (int64_t i = 0; i < rows; i++) {
-            widen(d_o + i * d, (const uint8_t *)job->d_out + (size_t)row_of(job, image, head, first + i) * size,
-                  job->dtype, d);
-        }
-        score_tile(job, head, first, rows, q + first * d, k, rel, p);
-        for (int64_t i = 0; i < rows; i++) {
-            exp_row(p + i * n, n, job->kept_lse[(image * job->h + head) * n + first + i]);
-        }
-        agglo_cpu_sgemm(true, false, n, d, rows, 1.0f, p, n, d_o, d, beta, d_v, d);
-        agglo_cpu_sgemm(false, true, rows, n, d, 1.0f, d_o, d, v, d, 0.0f, d_s, n);
-        for (int64_t i = 0; i < rows; i++) {
-            float delta = 0.0f; /* <d_o, o> as the sum over keys, which loses nothing to the rounding of o */
-
-#pragma omp simd reduction(+ : delta)
-            for (int64_t j = 0; j < n; j++) {
-                delta += p[i * n + j] * d_s[i * n + j];
-            }
-#pragma omp simd
-            for (int64_t j = 0; j < n; j++) {
-                d_s[i * n + j] = p[i * n + j] * (d_s[i * n + j] - delta);
-            }
-        }
-        agglo_cpu_sgemm(false, false, rows, d, n, job->scale, d_s, n, k, d, 0.0f, d_q, d);
-        agglo_cpu_sgemm(true, false, n, d, rows, job->scale, d_s, n, q + first * d, d, beta, d_k, d);
-        if (job->decomposed) {
-            rel_backward(job, first, rows, d_s, q + first * d, rel, d_q, partial);
-        } else if (partial != NULL) {
-            float *sum = partial + first * n;
-
-#pragma omp simd
-            for (int64_t e = 0; e < rows * n; e++) {
-                sum[e] += d_s[e];
-            }
-        }
-        for (int64_t i = 0; i < rows; i++) {
-            int64_t at = (((image * n + first + i) * 3) * job->h + head) * d;
-
-            narrow((uint8_t *)job->d_qkv + (size_t)at * size, d_q + i * d, job->dtype, d);
-        }
-    }
-    for (int part = 1; part <= 2; part++) {
-        for (int64_t i = 0; i < n; i++) {
-            int64_t at = (((image * n + i) * 3 + part) * job->h + head) * d;
-
-            narrow((uint8_t *)job->d_qkv + (size_t)at * size, made[part - 1] + i * d, job->dtype, d);
-        }
-    }
-}
-
-static void backward_chunk(void *context, int64_t index, int worker)
-{
-    const bias_work *job = context;
-    int64_t head = index / job->n_chunks, chunk = index % job->n_chunks;
-    int64_t images = agglo_ceil_div(job->batch, job->n_chunks);
-    float *partial = job->partials == NULL ? NULL : job->partials + index * job->partial_size;
-
-    for (int64_t b = chunk * images; b < agglo_min((chunk + 1) * images, job->batch); b++) {
-        backward_image(job, b, head, agglo_cpu_worker(job->be, worker), partial);
-    }
-}
-
-/* to[e] += sum over the n_tasks partial sums of e, from `from` floats into each, in order. */
+/* to[r to_ld + c] += factor times the n_tasks partial sums' element, in order: at r row + c col floats into each. */
 typedef struct sum_work {
-    int64_t n_tasks, stride, n;
+    int64_t n_tasks, stride, rows, cols, row, col, to_ld;
     const float *from;
+    double factor;
     float *to;
 } sum_work;
 
-#define SUM_PIECE 4096
-
-static void sum_piece(void *context, int64_t index, int worker)
+static void sum_row(void *context, int64_t index, int worker)
 {
     const sum_work *job = context;
 
     (void)worker;
-    for (int64_t e = index * SUM_PIECE; e < agglo_min((index + 1) * SUM_PIECE, job->n); e++) {
-        double sum = (double)job->to[e];
+    for (int64_t c = 0; c < job->cols; c++) {
+        const float *from = job->from + index * job->row + c * job->col;
+        float *to = job->to + index * job->to_ld + c;
+        double sum = 0.0;
 
         for (int64_t t = 0; t < job->n_tasks; t++) {
-            sum += (double)job->from[t * job->stride + e];
+            sum += (double)from[t * job->stride];
         }
-        job->to[e] = (float)sum;
+        *to = (float)((double)*to + job->factor * sum);
     }
 }
 
-static void add_partials(agglo_backend *be, int64_t n_tasks, int64_t stride, const float *from, int64_t n, float *to)
-{
-    sum_work job = {n_tasks, stride, n, from, to};
+/* ---- the table ---- */
 
-    agglo_pool_for(be->pool, agglo_ceil_div(n, SUM_PIECE), sum_piece, &job);
+/* Floats of the matrix of tables in both forms. */
+static int64_t matrix_floats(const attention_work *job)
+{
+    const attention_bias *bias = job->bias;
+
+    return decomposed(job) ? up(up(bias->n_rel, GEMM_ROWS) * job->d, 16) + up(bias->n_rel * job->d_cols, 16) : 0;
 }
 
-static void attention_bias_bwd(agglo_backend *be, const agglo_tensor *d_out, const agglo_tensor *qkv,
-                               const agglo_tensor *out, const agglo_tensor *lse, float scale, const agglo_bias *bias,
-                               agglo_tensor *d_qkv, const agglo_bias_gradient *d_bias)
+/* The matrix divided by the scale, and its two forms, into shared scratch. */
+static void pack_matrix(const attention_work *job, attention_bias *bias, const agglo_bias *given, float *left)
 {
-    bias_work job = work_of(be, qkv, scale, bias);
-    int64_t floats = 2 * job.tile * job.n + 5 * job.n * job.d + 2 * job.tile * job.d + rel_size(&job);
-    int64_t size = job.decomposed ? (job.n_rel_h + job.n_rel_w) * job.d : job.n * job.n, n_partials;
-    bool wanted = d_bias->rel_h != NULL || d_bias->table != NULL, in_place;
+    float *tokens = left + up(up(bias->n_rel, GEMM_ROWS) * job->d, 16);
+    int64_t n_h = 2 * bias->grid_h - 1;
 
-    (void)out;
-    job.d_out = d_out->data;
-    job.kept_lse = lse->data;
-    job.d_qkv = d_qkv->data;
-    job.n_chunks = agglo_min(MOST_CHUNKS, job.batch);
-    while (wanted && job.n_chunks > 1 && job.n_chunks * job.h * size > MOST_PARTIALS) {
-        job.n_chunks--;
+    for (int64_t r = 0; r < up(bias->n_rel, GEMM_ROWS); r++) {
+        const float *row = r < n_h ? (const float *)given->rel_h->data + r * job->d
+                                   : (const float *)given->rel_w->data + (r - n_h) * job->d;
+
+        for (int64_t e = 0; e < job->d_cols; e++) {
+            float v = r < bias->n_rel && e < job->d ? row[e] / job->scale : 0.0f;
+
+            if (e < job->d) {
+                left[r / GEMM_ROWS * GEMM_ROWS * job->d + e * GEMM_ROWS + r % GEMM_ROWS] = v;
+            }
+            if (r < bias->n_rel) {
+                tokens[e / GEMM_COLS * GEMM_COLS * bias->n_rel + r * GEMM_COLS + e % GEMM_COLS] = v;
+            }
+        }
     }
-    job.partial_size = size;
-    /* a large table has one chunk for each head, which may as well add to where the result goes */
-    in_place = wanted && !job.decomposed && job.n_chunks == 1;
-    n_partials = wanted && !in_place ? job.n_chunks * job.h * size : 0;
-    if (!agglo_cpu_reserve(be, (size_t)n_partials * sizeof(float), (size_t)floats * sizeof(float))) {
+    bias->rel_left = left;
+    bias->rel_tokens = tokens;
+}
+
+static attention_bias bias_of(const attention_work *job, const agglo_bias *given)
+{
+    attention_bias bias = {.n_prefix = given->n_prefix, .grid_h = given->grid_h, .grid_w = given->grid_w};
+
+    if (given->table != NULL) {
+        bias.table = given->table->data;
+        bias.partial_ld = up(job->n, GEMM_LANES);
+        bias.partial_size = job->n * bias.partial_ld;
+    } else {
+        bias.n_rel = 2 * (given->grid_h + given->grid_w) - 2;
+        bias.partial_ld = job->d_vecs;
+        bias.partial_size = up(bias.n_rel, GEMM_ROWS) * bias.partial_ld;
+    }
+    return bias;
+}
+
+static void attention_with_bias(agglo_backend *be, const agglo_tensor *qkv, float scale, const agglo_bias *given,
+                                agglo_tensor *out, agglo_tensor *lse)
+{
+    attention_work job = work_of(be, qkv, scale);
+    attention_bias bias = bias_of(&job, given);
+
+    job.bias = &bias;
+    job.to = out;
+    job.lse = lse == NULL ? NULL : lse->data;
+    if (AGGLO_CPU_NAME(attention_reserve)(&job, false, matrix_floats(&job))) {
+        if (decomposed(&job)) {
+            pack_matrix(&job, &bias, given, agglo_cpu_shared(be));
+        }
+        AGGLO_CPU_NAME(attention_forward)(&job);
+    }
+}
+
+static void add_sums(const attention_work *job, const agglo_bias_gradient *d_bias)
+{
+    const attention_bias *bias = job->bias;
+    int64_t n_h = 2 * bias->grid_h - 1;
+    sum_work sum = {.stride = bias->partial_size, .from = job->partials, .factor = 1.0};
+
+    if (decomposed(job)) {
+        sum.n_tasks = job->h * job->n_chunks;
+        sum.rows = n_h;
+        sum.cols = sum.to_ld = job->d;
+        sum.row = bias->partial_ld;
+        sum.col = 1;
+        sum.factor = 1.0 / (double)job->scale; /* of the queries in the partial sums */
+        sum.to = d_bias->rel_h->data;
+        agglo_pool_for(job->be->pool, sum.rows, sum_row, &sum);
+        sum.from += n_h * bias->partial_ld;
+        sum.rows = bias->n_rel - n_h;
+        sum.to = d_bias->rel_w->data;
+        agglo_pool_for(job->be->pool, sum.rows, sum_row, &sum);
         return;
     }
-    if (in_place) {
-        job.partials = d_bias->table->data;
-    } else if (wanted) {
-        job.partials = agglo_cpu_shared(be);
+    sum.n_tasks = job->n_chunks;
+    sum.rows = sum.cols = sum.to_ld = job->n;
+    sum.row = 1;
+    sum.col = bias->partial_ld;
+    for (int64_t head = 0; head < job->h; head++) {
+        sum.from = job->partials + head * job->n_chunks * bias->partial_size;
+        sum.to = (float *)d_bias->table->data + head * job->n * job->n;
+        agglo_pool_for(job->be->pool, sum.rows, sum_row, &sum);
+    }
+}
+
+static void attention_with_bias_bwd(agglo_backend *be, const agglo_tensor *d_out, const agglo_tensor *qkv,
+                                    const agglo_tensor *out, const agglo_tensor *lse, float scale,
+                                    const agglo_bias *given, agglo_tensor *d_qkv, const agglo_bias_gradient *d_bias)
+{
+    attention_work job = work_of(be, qkv, scale);
+    attention_bias bias = bias_of(&job, given);
+    bool wanted = d_bias->rel_h != NULL || d_bias->table != NULL;
+    int64_t matrix, n_partials = 0;
+
+    job.bias = &bias;
+    job.d_out = d_out;
+    job.out = out;
+    job.kept_lse = lse->data;
+    job.d_qkv = d_qkv;
+    if (wanted) {
+        job.n_chunks = agglo_min(MOST_CHUNKS, job.n_chunks);
+        while (job.n_chunks > 1 && job.n_chunks * job.h * bias.partial_size > MOST_PARTIALS) {
+            job.n_chunks--;
+        }
+        n_partials = job.n_chunks * job.h * bias.partial_size;
+    }
+    matrix = matrix_floats(&job);
+    if (!AGGLO_CPU_NAME(attention_reserve)(&job, true, matrix + n_partials)) {
+        return;
+    }
+    if (decomposed(&job)) {
+        pack_matrix(&job, &bias, given, agglo_cpu_shared(be));
+    }
+    if (wanted) {
+        job.partials = (float *)agglo_cpu_shared(be) + matrix;
         memset(job.partials, 0, (size_t)n_partials * sizeof(float));
     }
-    agglo_pool_for(be->pool, job.h * job.n_chunks, backward_chunk, &job);
-    if (!wanted || in_place) {
-        return;
-    }
-    if (job.decomposed) {
-        int64_t n_h = job.n_rel_h * job.d;
-
-        add_partials(be, job.h * job.n_chunks, size, job.partials, n_h, d_bias->rel_h->data);
-        add_partials(be, job.h * job.n_chunks, size, job.partials + n_h, job.n_rel_w * job.d, d_bias->rel_w->data);
-        return;
-    }
-    for (int64_t head = 0; head < job.h; head++) {
-        add_partials(be, job.n_chunks, size, job.partials + head * job.n_chunks * size, size,
-                     (float *)d_bias->table->data + head * size);
+    AGGLO_CPU_NAME(attention_backward)(&job);
+    if (wanted) {
+        add_sums(&job, d_bias);
     }
 }
 
 void AGGLO_CPU_NAME(attention_bias_ops)(agglo_backend_ops *ops)
 {
-    ops->attention_bias = attention_bias;
-    ops->attention_bias_bwd = attention_bias_bwd;
+    ops->attention_bias = attention_with_bias;
+    ops->attention_bias_bwd = attention_with_bias_bwd;
 }

@@ -28,7 +28,7 @@ static bool cpu_supports(const agglo_backend *be, agglo_dtype dtype)
 static void cpu_wait(agglo_backend *be)
 {
     /* every operator has finished when it returns; what is left to collect is a product that failed inside one */
-    int status = agglo_cpu_sgemm_failure();
+    int status = agglo_cpu_dnnl_failure();
 
     if (status != 0) {
         agglo_err err = {0};

@@ -1,41 +1,38 @@
-/* Convolutions on the CPU: windows of a tile of pixels are laid out as rows, oneDNN's matrix product does the rest; forward ones in F32 are
- * oneDNN's own where it has fast code for them (conv_dnnl.c; 20 % faster, backward about as fast); depthwise ones are loops over channels.
+/* Convolutions on the CPU: windows of pixels are laid out as rows while the matrix product (gemm.c) packs its left operand; forward ones in F32
+ * are oneDNN's own where it has fast code for them (conv_dnnl.c), a band of an image at a time; depthwise ones are loops over channels.
  *
- *     gather     y[m,o] = act(rows(x)[m,k] w[o,k]^T + b), k = (ky, kx, c)      tile of pixels m x outputs o to a task
- *     scatter    rows[m,k] = y[m,o] w[o,k], each added where its window lies    block of image rows to a task
+ *     gather     y[m,o] = act(rows(x)[m,k] w[o,k]^T + b), k = (ky, kx, c)
+ *     scatter    the same the other way round: a pixel of the image side gathers from the output pixels whose windows hold it. Those are the
+ *                windows of a convolution of stride 1 over the output side for each remainder of the coordinates over the strides
  *     weight     d_w[o,k] += y[m,o]^T rows(x)[m,k]                              tile of d_w to a task, and blocks of m where d_w is small
  *
- * Products over long rows run in pieces of k that keep the laid-out rows within PATCH_FLOATS. A scattering task owns its image rows and works
- * out again what its neighbours share with it; there are as few as give the pool MIN_TASKS. Tiles, pieces and blocks depend on the shape
- * only. BF16 is converted to floats tile by tile, weights once per call.
+ * A pixel of y and of d_x depends on its own image alone, bit for bit. Tiles, pieces and blocks depend on the shape only.
  */
+#include "tensor/cpu/gemm_impl.h"
 #include "tensor/cpu/storage_impl.h"
 
-#define TILE_ROWS      256
+#define TILE_ROWS      256 /* pixels at a time, of the weight gradient */
 #define TILE_COLS      128
 #define MIN_TASKS      16
-#define PATCH_FLOATS   (384 * 1024) /* of laid-out rows: what stays in a core's second-level cache, about */
 #define WEIGHT_ROWS    128
 #define WEIGHT_COLS    1536
-#define PACKED_STRIDE  272           /* of transposed rows: not a power of two, or they fall on the same cache sets */
-#define BLOCK_FLOATS   (1024 * 1024) /* of image rows that a scattering task owns */
-#define LEAST_BLOCK    2048          /* pixels summed apart, and rows of a block of the weight gradient */
-#define PLANNED_PIXELS 100           /* of an output map that oneDNN's own convolution is worth */
+#define LEAST_BLOCK    2048 /* pixels summed apart, and rows of a block of the weight gradient */
+#define PLANNED_PIXELS 100  /* of an output map that oneDNN's own convolution is worth */
 #define COLUMN_FLOATS  4096
 
 typedef struct conv_work {
     agglo_backend *be;
     const agglo_conv_shape *s;
     agglo_dtype dtype;
-    int64_t m, k;                /* pixels of the output, length of a laid-out window */
-    int64_t tile_m, tile_n, n_n; /* tiles of the task grid; n_n per row of tiles */
-    int64_t piece;               /* of k */
-    const void *x, *y_in;        /* image, output side */
+    int64_t m, k;         /* pixels of the output, length of a laid-out window */
+    int64_t n;            /* channels of what a product writes */
+    const void *x, *y_in; /* image, output side */
     const float *w, *b;
     void *y, *pre;
     agglo_act act;
-    bool accumulate;
-    int64_t block, n_blocks; /* image rows per task; blocks per image, or blocks of m */
+    bool accumulate, in_place;   /* in_place: sums stand in y */
+    int64_t tile_m, tile_n, n_n; /* of the weight gradient: tiles of the task grid; n_n per row of tiles */
+    int64_t block, n_blocks;     /* pixels or rows per block */
     float *partial;
     float *d_w;
 } conv_work;
@@ -45,54 +42,41 @@ static size_t floats(int64_t n)
     return (size_t)n * sizeof(float);
 }
 
-/* Weights as floats: where they stand, or converted into shared scratch, which has `ahead` floats in front of them. */
-typedef struct convert_work {
-    float *dst;
-    const void *src;
+/* ---- windows as rows ---- */
+
+/* Windows over a map [image, h, w, c], in raster order of the images: window (r, q) of rows x cols begins at pixel (r step_h + y, q step_w + x),
+ * zeros outside the map. */
+typedef struct windows {
+    const void *map;
     agglo_dtype dtype;
-    int64_t n;
-} convert_work;
+    int64_t h, w, c, rows, cols, step_h, step_w, y, x, kh, kw;
+} windows;
 
-static void convert_piece(void *context, int64_t index, int worker)
+static windows windows_of(const conv_work *job)
 {
-    const convert_work *job = context;
-    int64_t first = index * 65536;
+    const agglo_conv_shape *s = job->s;
 
-    (void)worker;
-    agglo_cpu_load(job->dst + first, job->src, job->dtype, first, agglo_min(65536, job->n - first));
+    return (windows){job->x,      job->dtype,  s->h,      s->w,      s->c,  s->oh, s->ow,
+                     s->stride_h, s->stride_w, -s->pad_h, -s->pad_w, s->kh, s->kw};
 }
 
-static const float *as_floats(agglo_backend *be, const agglo_tensor *t, float *shared)
+/* out[i][j] = element k0 + j of window m0 + i */
+static void lay_out(const windows *in, int64_t m0, int64_t m, int64_t k0, int64_t k, float *out)
 {
-    convert_work job = {shared, t->data, t->dtype, agglo_tensor_count(t)};
-
-    if (t->dtype == AGGLO_F32) {
-        return t->data;
-    }
-    agglo_pool_for(be->pool, agglo_ceil_div(job.n, 65536), convert_piece, &job);
-    return shared;
-}
-
-/* ---- laying windows out ---- */
-
-/* out[i][j] = element k0 + j of the window of output pixel m0 + i, zeros outside the image. */
-static void lay_out(const agglo_conv_shape *s, const void *x, agglo_dtype dtype, int64_t m0, int64_t m, int64_t k0,
-                    int64_t k, float *out)
-{
-    int64_t line = s->kw * s->c; /* of a window's row */
+    int64_t line = in->kw * in->c; /* of a window's row */
+    int64_t q = m0 % in->cols, r = m0 / in->cols % in->rows, image = m0 / (in->rows * in->cols);
 
     for (int64_t i = 0; i < m; i++) {
-        int64_t pixel = m0 + i, ox = pixel % s->ow, oy = pixel / s->ow % s->oh, image = pixel / (s->ow * s->oh);
-        int64_t ix = ox * s->stride_w - s->pad_w;
-        /* columns of a window's row that lie in the image */
-        int64_t left = ix < 0 ? agglo_min(-ix * s->c, line) : 0;
-        int64_t right = ix + s->kw > s->w ? (s->w - ix) * s->c : line;
+        int64_t iy = r * in->step_h + in->y, ix = q * in->step_w + in->x;
+        /* columns of a window's row that lie in the map */
+        int64_t left = ix < 0 ? agglo_min(-ix * in->c, line) : 0;
+        int64_t right = ix + in->kw > in->w ? (in->w - ix) * in->c : line;
+        int64_t at = k0;
 
         right = right < left ? left : right;
-        for (int64_t at = k0; at < k0 + k;) {
-            int64_t ky = at / line, from = at - ky * line, to = agglo_min(line, from + k0 + k - at);
-            int64_t iy = oy * s->stride_h - s->pad_h + ky;
-            bool inside = iy >= 0 && iy < s->h;
+        for (int64_t ky = k0 / line; at < k0 + k; ky++) {
+            int64_t from = at - ky * line, to = agglo_min(line, from + k0 + k - at);
+            bool inside = iy + ky >= 0 && iy + ky < in->h;
             int64_t a = inside ? left : line, b = inside ? right : line;
 
             a = a < from ? from : agglo_min(a, to);
@@ -101,7 +85,7 @@ static void lay_out(const agglo_conv_shape *s, const void *x, agglo_dtype dtype,
                 *out++ = 0.0f;
             }
             if (b > a) {
-                agglo_cpu_load(out, x, dtype, ((image * s->h + iy) * s->w + ix) * s->c + a, b - a);
+                agglo_cpu_load(out, in->map, in->dtype, ((image * in->h + iy + ky) * in->w + ix) * in->c + a, b - a);
                 out += b - a;
             }
             for (int64_t j = b; j < to; j++) {
@@ -109,17 +93,23 @@ static void lay_out(const agglo_conv_shape *s, const void *x, agglo_dtype dtype,
             }
             at += to - from;
         }
+        q++;
+        r += q == in->cols;
+        q = q == in->cols ? 0 : q;
+        image += r == in->rows;
+        r = r == in->rows ? 0 : r;
     }
 }
 
 /* One window is one pixel, in order: laying out would copy. */
 static bool pointwise(const agglo_conv_shape *s)
 {
-    return s->kh == 1 && s->kw == 1 && s->stride_h == 1 && s->stride_w == 1 && !s->depthwise;
+    return s->kh == 1 && s->kw == 1 && s->stride_h == 1 && s->stride_w == 1 && s->pad_h == 0 && s->pad_w == 0;
 }
 
 /* ---- gather ---- */
 
+/* A row of n sums, of what is written from element `at` on. */
 static void finish_row(const conv_work *job, float *row, int64_t n, const float *b, int64_t at)
 {
     if (job->pre != NULL) {
@@ -130,37 +120,55 @@ static void finish_row(const conv_work *job, float *row, int64_t n, const float 
     if (b != NULL || job->act != AGGLO_ACT_NONE) {
         AGGLO_CPU_NAME(bias_act)(job->act, n, row, b, NULL, row);
     }
-    agglo_cpu_store(job->y, job->dtype, at, n, job->accumulate && job->dtype != AGGLO_F32, row);
+    agglo_cpu_store(job->y, job->dtype, at, n, job->accumulate && !job->in_place, row);
 }
 
-static void gather_tile(void *context, int64_t index, int worker)
+static bool finishes(const conv_work *job)
+{
+    return !job->in_place || job->b != NULL || job->pre != NULL || job->act != AGGLO_ACT_NONE;
+}
+
+/* In place where sums are floats and lie as the product makes them. */
+static void keep_in_place(conv_work *job, agglo_cpu_gemm *product)
+{
+    job->in_place = job->dtype == AGGLO_F32;
+    if (job->in_place) {
+        product->c = job->y;
+        product->ldc = product->n;
+        product->accumulate = job->accumulate;
+    }
+}
+
+static void finish_pixels(void *context, int64_t row, int64_t rows, int64_t col, int64_t cols, float *block, int64_t ld)
 {
     const conv_work *job = context;
-    const agglo_conv_shape *s = job->s;
-    int64_t m0 = index / job->n_n * job->tile_m, n0 = index % job->n_n * job->tile_n;
-    int64_t m = agglo_min(job->tile_m, job->m - m0), n = agglo_min(job->tile_n, s->o - n0);
-    bool direct = job->dtype == AGGLO_F32;
-    float *laid = agglo_cpu_worker(job->be, worker);
-    float *out = direct ? (float *)job->y + m0 * s->o + n0 : laid + job->tile_m * job->piece;
-    int64_t ldo = direct ? s->o : job->tile_n;
 
-    for (int64_t k0 = 0; k0 < job->k; k0 += job->piece) {
-        int64_t k = agglo_min(job->piece, job->k - k0);
-        const float *a = laid;
+    for (int64_t i = 0; i < rows; i++) {
+        finish_row(job, block + i * ld, cols, job->b == NULL ? NULL : job->b + col, (row + i) * job->n + col);
+    }
+}
 
-        if (direct && pointwise(s)) {
-            a = (const float *)job->x + m0 * job->k;
-        } else {
-            lay_out(s, job->x, job->dtype, m0, m, k0, k, laid);
-        }
-        agglo_cpu_sgemm(false, true, m, n, k, 1.0f, a, k, job->w + n0 * job->k + k0, job->k,
-                        k0 > 0 || (direct && job->accumulate) ? 1.0f : 0.0f, out, ldo);
-    }
-    if (!direct || job->b != NULL || job->pre != NULL || job->act != AGGLO_ACT_NONE) {
-        for (int64_t i = 0; i < m; i++) {
-            finish_row(job, out + i * ldo, n, job->b == NULL ? NULL : job->b + n0, (m0 + i) * s->o + n0);
-        }
-    }
+static void gather_rows(const void *rows, int64_t first, int64_t n, int64_t k0, int64_t k, float *out)
+{
+    lay_out(rows, first, n, k0, k, out);
+}
+
+static void conv_gather_dense(conv_work *job, const agglo_tensor *w)
+{
+    windows in = windows_of(job);
+    agglo_cpu_gemm product = {.m = job->m,
+                              .n = job->s->o,
+                              .k = job->k,
+                              .a = {job->x, job->dtype, job->k, true},
+                              .b = {w->data, w->dtype, job->k, true},
+                              .a_rows = pointwise(job->s) ? NULL : gather_rows,
+                              .rows = &in,
+                              .context = job};
+
+    job->n = job->s->o;
+    keep_in_place(job, &product);
+    product.finish = finishes(job) ? finish_pixels : NULL;
+    AGGLO_CPU_NAME(gemm)(job->be, &product);
 }
 
 /* By oneDNN, a band of an image per task; bias and activation while it is in cache. */
@@ -181,7 +189,7 @@ static void planned_band(void *context, int64_t index, int worker)
     agglo_cpu_conv_band(job->be, work->plan, index % n_bands, worker,
                         (const float *)job->x + image * s->h * s->w * s->c, work->packed,
                         agglo_cpu_worker(job->be, worker), y, &first, &rows);
-    if (job->b != NULL || job->pre != NULL || job->act != AGGLO_ACT_NONE) {
+    if (finishes(job)) {
         for (int64_t i = first * s->ow; i < (first + rows) * s->ow; i++) {
             finish_row(job, y + i * s->o, s->o, job->b, (image * s->oh * s->ow + i) * s->o);
         }
@@ -206,125 +214,204 @@ static bool conv_gather_planned(conv_work *job, const agglo_tensor *w)
     if (!agglo_cpu_reserve(job->be, packed_bytes, scratch_bytes)) {
         return true;
     }
+    job->in_place = true;
     work.packed = agglo_cpu_shared(job->be);
     agglo_cpu_conv_pack(job->be, work.plan, w->data, agglo_cpu_shared(job->be));
     agglo_pool_for(job->be->pool, s->batch * agglo_cpu_conv_bands(work.plan), planned_band, &work);
     return true;
 }
 
-static void conv_gather_dense(conv_work *job, const agglo_tensor *w)
-{
-    const agglo_conv_shape *s = job->s;
-    int64_t n_m;
+/* ---- scatter, where windows tile the image: every pixel is an element of one product ---- */
 
-    job->tile_m = agglo_min(job->m, TILE_ROWS);
-    n_m = agglo_ceil_div(job->m, job->tile_m);
-    job->tile_m = agglo_ceil_div(job->m, n_m); /* even tiles */
-    job->n_n = agglo_min(agglo_ceil_div(MIN_TASKS, n_m), agglo_ceil_div(s->o, TILE_COLS));
-    job->tile_n = agglo_ceil_div(agglo_ceil_div(s->o, job->n_n), 16) * 16;
-    job->n_n = agglo_ceil_div(s->o, job->tile_n);
-    job->piece = PATCH_FLOATS / job->tile_m;
-    job->piece = pointwise(s) && job->dtype == AGGLO_F32 ? job->k : agglo_min(job->k, job->piece);
-    if (!agglo_cpu_reserve(job->be, w->dtype == AGGLO_F32 ? 0 : floats(agglo_tensor_count(w)),
-                           floats(job->tile_m * (job->piece + job->tile_n)))) {
-        return;
-    }
-    job->w = as_floats(job->be, w, agglo_cpu_shared(job->be));
-    agglo_pool_for(job->be->pool, n_m * job->n_n, gather_tile, job);
+static bool windows_tile(const agglo_conv_shape *s)
+{
+    return s->kh == s->stride_h && s->kw == s->stride_w && s->pad_h == 0 && s->pad_w == 0 && s->oh * s->kh == s->h &&
+           s->ow * s->kw == s->w;
 }
 
-/* ---- scatter ---- */
-
-/* Add laid-out windows of output pixels m0.. to the image rows [row, row_end) of image `image`; kernel rows [ky0, ky1) of each. */
-static void add_windows(const agglo_conv_shape *s, const float *laid, int64_t m0, int64_t m, int64_t ky0, int64_t ky1,
-                        int64_t row, int64_t row_end, float *block)
-{
-    int64_t line = s->kw * s->c;
-
-    for (int64_t i = 0; i < m; i++) {
-        int64_t ox = (m0 + i) % s->ow, oy = (m0 + i) / s->ow % s->oh, ix = ox * s->stride_w - s->pad_w;
-        int64_t left = ix < 0 ? agglo_min(-ix * s->c, line) : 0;
-        int64_t right = ix + s->kw > s->w ? (s->w - ix) * s->c : line;
-
-        for (int64_t ky = ky0; ky < ky1; ky++, laid += line) {
-            int64_t iy = oy * s->stride_h - s->pad_h + ky;
-            int64_t to = ((iy - row) * s->w + ix) * s->c;
-
-            if (iy < row || iy >= row_end) {
-                continue;
-            }
-#pragma omp simd
-            for (int64_t j = left; j < right; j++) {
-                block[to + j] += laid[j];
-            }
-        }
-    }
-}
-
-static void scatter_block(void *context, int64_t index, int worker)
+/* Columns of the product are (ky, kx, c). */
+static void finish_windows(void *context, int64_t row, int64_t rows, int64_t col, int64_t cols, float *block,
+                           int64_t ld)
 {
     const conv_work *job = context;
     const agglo_conv_shape *s = job->s;
-    int64_t image = index / job->n_blocks, row = index % job->n_blocks * job->block;
-    int64_t row_end = agglo_min(row + job->block, s->h), n = (row_end - row) * s->w * s->c;
-    int64_t at = (image * s->h + row) * s->w * s->c; /* of the block in the image side */
-    /* output rows whose windows reach into the block */
-    int64_t oy0 = row + s->pad_h - s->kh + 1, oy1 = (row_end - 1 + s->pad_h) / s->stride_h + 1;
-    float *laid = agglo_cpu_worker(job->be, worker), *in = laid + job->tile_m * job->piece * s->kw * s->c;
-    float *block = job->dtype == AGGLO_F32 ? (float *)job->y + at : in + job->tile_m * s->o;
-    int64_t end;
 
-    oy0 = oy0 <= 0 ? 0 : agglo_ceil_div(oy0, s->stride_h);
-    oy1 = agglo_min(oy1, s->oh);
-    end = (image * s->oh + oy1) * s->ow;
-    if (!job->accumulate) {
-        memset(block, 0, floats(n));
-    } else if (job->dtype != AGGLO_F32) {
-        agglo_cpu_load(block, job->y, job->dtype, at, n);
-    }
-    for (int64_t m0 = (image * s->oh + oy0) * s->ow; m0 < end; m0 += job->tile_m) {
-        int64_t m = agglo_min(job->tile_m, end - m0);
-        const float *y = agglo_cpu_row(in, job->y_in, job->dtype, m0 * s->o, m * s->o);
+    for (int64_t i = 0; i < rows; i++) {
+        int64_t ox = (row + i) % s->ow, oy = (row + i) / s->ow; /* of all images, one above the other */
 
-        for (int64_t ky = 0; ky < s->kh; ky += job->piece) {
-            int64_t n_ky = agglo_min(job->piece, s->kh - ky), k = n_ky * s->kw * s->c;
+        for (int64_t j = 0; j < cols;) {
+            int64_t tap = (col + j) / s->c, c = (col + j) % s->c, n = agglo_min(s->c - c, cols - j);
+            int64_t pixel = (oy * s->kh + tap / s->kw) * s->w + ox * s->kw + tap % s->kw;
 
-            agglo_cpu_sgemm(false, false, m, k, s->o, 1.0f, y, s->o, job->w + ky * s->kw * s->c, job->k, 0.0f, laid, k);
-            add_windows(s, laid, m0, m, ky, ky + n_ky, row, row_end, block);
+            finish_row(job, block + i * ld + j, n, job->b == NULL ? NULL : job->b + c, pixel * s->c + c);
+            j += n;
         }
     }
-    if (job->b != NULL || job->pre != NULL || job->act != AGGLO_ACT_NONE) {
-        conv_work out = *job;
+}
 
-        out.accumulate = false;
-        for (int64_t i = 0; i < n; i += s->c) {
-            finish_row(&out, block + i, s->c, job->b, at + i);
+static void conv_scatter_tiled(conv_work *job, const agglo_tensor *w)
+{
+    agglo_cpu_gemm product = {.m = job->m,
+                              .n = job->k,
+                              .k = job->s->o,
+                              .a = {job->y_in, job->dtype, job->s->o, true},
+                              .b = {w->data, w->dtype, job->k, false},
+                              .finish = finish_windows,
+                              .context = job};
+
+    AGGLO_CPU_NAME(gemm)(job->be, &product);
+}
+
+/* ---- scatter otherwise: a pixel of the image side gathers from the windows that hold it ---- */
+
+/* Pixels whose coordinates leave (py, px) over the strides, which the same taps reach. Their windows lie over the output side; a
+ * window's rows are the taps ky_last, ky_last - stride_h, ... */
+typedef struct phase {
+    const conv_work *job;
+    windows in;
+    int64_t py, px, ky_last, kx_last;
+    float *packed; /* weights [(tap, o), c] as a packed operand */
+} phase;
+
+/* Taps k < n with k = (p + pad) mod stride: how many, and the last. */
+static int64_t taps_of(int64_t p, int64_t pad, int64_t stride, int64_t n, int64_t *last)
+{
+    int64_t first = (p + pad) % stride, count = first < n ? agglo_ceil_div(n - first, stride) : 0;
+
+    *last = first + (count - 1) * stride;
+    return count;
+}
+
+static phase phase_of(const conv_work *job, int64_t index)
+{
+    const agglo_conv_shape *s = job->s;
+    phase f = {.job = job, .py = index / s->stride_w, .px = index % s->stride_w};
+
+    f.in = (windows){job->y_in, job->dtype, s->oh, s->ow, s->o, 0, 0, 1, 1, 0, 0, 0, 0};
+    f.in.rows = f.py < s->h ? agglo_ceil_div(s->h - f.py, s->stride_h) : 0;
+    f.in.cols = f.px < s->w ? agglo_ceil_div(s->w - f.px, s->stride_w) : 0;
+    f.in.kh = taps_of(f.py, s->pad_h, s->stride_h, s->kh, &f.ky_last);
+    f.in.kw = taps_of(f.px, s->pad_w, s->stride_w, s->kw, &f.kx_last);
+    f.in.y = (f.py + s->pad_h - f.ky_last) / s->stride_h;
+    f.in.x = (f.px + s->pad_w - f.kx_last) / s->stride_w;
+    return f;
+}
+
+static void finish_phase(void *context, int64_t row, int64_t rows, int64_t col, int64_t cols, float *block, int64_t ld)
+{
+    const phase *f = context;
+    const conv_work *job = f->job;
+    const agglo_conv_shape *s = job->s;
+
+    for (int64_t i = 0; i < rows; i++) {
+        int64_t q = (row + i) % f->in.cols, r = (row + i) / f->in.cols % f->in.rows;
+        int64_t image = (row + i) / f->in.cols / f->in.rows;
+        int64_t pixel = (image * s->h + f->py + r * s->stride_h) * s->w + f->px + q * s->stride_w;
+
+        finish_row(job, block + i * ld, cols, job->b == NULL ? NULL : job->b + col, pixel * s->c + col);
+    }
+}
+
+static agglo_cpu_gemm phase_product(conv_work *job, phase *f)
+{
+    const agglo_conv_shape *s = job->s;
+    agglo_cpu_gemm product = {.m = s->batch * f->in.rows * f->in.cols,
+                              .n = s->c,
+                              .k = f->in.kh * f->in.kw * s->o,
+                              .a = {job->y_in, job->dtype, s->o, true},
+                              .a_rows = pointwise(s) ? NULL : gather_rows,
+                              .rows = &f->in,
+                              .packed = f->packed,
+                              .context = f};
+
+    if (s->stride_h == 1 && s->stride_w == 1) {
+        keep_in_place(job, &product);
+    }
+    product.finish = finishes(job) ? finish_phase : NULL;
+    return product;
+}
+
+/* Packs rows `index` of the weights [o, (ky, kx, c)] for all phases: a row is read as it stands. */
+typedef struct pack_work {
+    const conv_work *job;
+    const agglo_tensor *w;
+    const phase *phases;
+} pack_work;
+
+static void pack_weights(void *context, int64_t index, int worker)
+{
+    const pack_work *work = context;
+    const agglo_conv_shape *s = work->job->s;
+    int64_t o = index;
+
+    (void)worker;
+    for (int64_t tap = 0; tap < s->kh * s->kw; tap++) {
+        int64_t ky = tap / s->kw, kx = tap % s->kw, at = (o * s->kh * s->kw + tap) * s->c;
+        int64_t py = ((ky - s->pad_h) % s->stride_h + s->stride_h) % s->stride_h;
+        int64_t px = ((kx - s->pad_w) % s->stride_w + s->stride_w) % s->stride_w;
+        const phase *f = &work->phases[py * s->stride_w + px];
+        int64_t k = f->in.kh * f->in.kw * s->o;
+        int64_t row = ((f->ky_last - ky) / s->stride_h * f->in.kw + (f->kx_last - kx) / s->stride_w) * s->o + o;
+
+        for (int64_t c = 0; c < s->c; c += GEMM_COLS) {
+            float *to = f->packed + c * k + row * GEMM_COLS;
+            int64_t n = agglo_min(GEMM_COLS, s->c - c);
+
+            agglo_cpu_load(to, work->w->data, work->w->dtype, at + c, n);
+            for (; n < GEMM_COLS; n++) {
+                to[n] = 0.0f;
+            }
         }
-    } else if (job->dtype != AGGLO_F32) {
-        agglo_cpu_store(job->y, job->dtype, at, n, false, block);
+    }
+}
+
+/* Of a phase that no tap reaches. */
+static void finish_unreached(phase *f, int64_t m, float *row)
+{
+    for (int64_t i = 0; i < m; i++) {
+        memset(row, 0, floats(f->job->s->c));
+        finish_phase(f, i, 1, 0, f->job->s->c, row, f->job->s->c);
     }
 }
 
 static void conv_scatter_dense(conv_work *job, const agglo_tensor *w)
 {
     const agglo_conv_shape *s = job->s;
-    int64_t wanted = agglo_ceil_div(MIN_TASKS, s->batch), least = 4 * s->kh, most = BLOCK_FLOATS / (s->w * s->c);
+    int64_t n_phases = s->stride_h * s->stride_w, worker = s->c,
+            total = agglo_ceil_div(n_phases * (int64_t)sizeof(phase), 4);
+    pack_work pack = {job, w, NULL};
+    phase *phases;
 
-    job->block = agglo_ceil_div(s->h, wanted);
-    job->block = job->block > most ? most : job->block;
-    job->block = job->block < least ? least : job->block;
-    job->block = agglo_min(job->block, s->h);
-    job->n_blocks = agglo_ceil_div(s->h, job->block);
-    job->tile_m = agglo_min(TILE_ROWS, s->oh * s->ow);
-    job->piece = PATCH_FLOATS / (job->tile_m * s->kw * s->c); /* kernel rows */
-    job->piece = job->piece < 1 ? 1 : agglo_min(job->piece, s->kh);
-    if (!agglo_cpu_reserve(job->be, w->dtype == AGGLO_F32 ? 0 : floats(agglo_tensor_count(w)),
-                           floats(job->tile_m * (job->piece * s->kw * s->c + s->o) +
-                                  (job->dtype == AGGLO_F32 ? 0 : job->block * s->w * s->c)))) {
+    total = agglo_ceil_div(total, 16) * 16;
+    for (int64_t i = 0; i < n_phases; i++) {
+        phase f = phase_of(job, i);
+        agglo_cpu_gemm product = phase_product(job, &f);
+        int64_t needed = product.m * product.k > 0 ? AGGLO_CPU_NAME(gemm_worker_floats)(&product) : 0;
+
+        worker = needed > worker ? needed : worker;
+        total += AGGLO_CPU_NAME(gemm_packed_floats)(s->c, product.k);
+    }
+    if (!agglo_cpu_reserve(job->be, floats(total), floats(worker))) {
         return;
     }
-    job->w = as_floats(job->be, w, agglo_cpu_shared(job->be));
-    agglo_pool_for(job->be->pool, s->batch * job->n_blocks, scatter_block, job);
+    phases = agglo_cpu_shared(job->be);
+    total = agglo_ceil_div(agglo_ceil_div(n_phases * (int64_t)sizeof(phase), 4), 16) * 16;
+    for (int64_t i = 0; i < n_phases; i++) {
+        phases[i] = phase_of(job, i);
+        phases[i].packed = (float *)agglo_cpu_shared(job->be) + total;
+        total += AGGLO_CPU_NAME(gemm_packed_floats)(s->c, phases[i].in.kh * phases[i].in.kw * s->o);
+    }
+    pack.phases = phases;
+    agglo_pool_for(job->be->pool, s->o, pack_weights, &pack);
+    for (int64_t i = 0; i < n_phases; i++) {
+        agglo_cpu_gemm product = phase_product(job, &phases[i]);
+
+        if (product.m > 0 && product.k > 0) {
+            AGGLO_CPU_NAME(gemm)(job->be, &product);
+        } else {
+            finish_unreached(&phases[i], product.m, agglo_cpu_worker(job->be, 0));
+        }
+    }
 }
 
 /* ---- sums over pixels ---- */
@@ -390,59 +477,40 @@ static void add_sums(agglo_backend *be, const agglo_tensor *x, float *out)
 
 /* ---- weight ---- */
 
-/* packed[j][i] = y[m0 + i][n0 + j] */
-static void transpose(const conv_work *job, int64_t m0, int64_t m, int64_t n0, int64_t n, float *packed)
-{
-    int64_t o = job->s->o;
-
-    for (int64_t i0 = 0; i0 < m; i0 += 16) {
-        int64_t i1 = agglo_min(i0 + 16, m);
-
-        if (job->dtype == AGGLO_F32) {
-            const float *y = (const float *)job->y_in + m0 * o + n0;
-
-            for (int64_t j = 0; j < n; j++) {
-                for (int64_t i = i0; i < i1; i++) {
-                    packed[j * PACKED_STRIDE + i] = y[i * o + j];
-                }
-            }
-        } else {
-            const uint16_t *y = (const uint16_t *)job->y_in + m0 * o + n0;
-
-            for (int64_t j = 0; j < n; j++) {
-                for (int64_t i = i0; i < i1; i++) {
-                    packed[j * PACKED_STRIDE + i] = agglo_bf16_to_f32(y[i * o + j]);
-                }
-            }
-        }
-    }
-}
-
 /* Tile (index % tiles) of d_w over block (index / tiles) of the pixels. */
 static void weight_tile(void *context, int64_t index, int worker)
 {
     const conv_work *job = context;
     const agglo_conv_shape *s = job->s;
+    const windows in = windows_of(job);
+    const agglo_cpu_operand y = {job->y_in, job->dtype, s->o, false};
     int64_t tiles = agglo_ceil_div(s->o, job->tile_m) * job->n_n, block = index / tiles, tile = index % tiles;
     int64_t o0 = tile / job->n_n * job->tile_m, k0 = tile % job->n_n * job->tile_n;
     int64_t o = agglo_min(job->tile_m, s->o - o0), k = agglo_min(job->tile_n, job->k - k0);
     int64_t end = agglo_min((block + 1) * job->block, job->m);
-    float *packed = agglo_cpu_worker(job->be, worker), *laid = packed + job->tile_m * PACKED_STRIDE;
-    float *to = job->n_blocks == 1 ? job->d_w : job->partial + block * s->o * job->k;
+    float *packed = agglo_cpu_worker(job->be, worker), *laid = packed + job->tile_m * TILE_ROWS,
+          *panel = laid + job->tile_n * TILE_ROWS;
+    float *to = (job->n_blocks == 1 ? job->d_w : job->partial + block * s->o * job->k) + o0 * job->k + k0;
 
     for (int64_t m0 = block * job->block; m0 < end; m0 += TILE_ROWS) {
-        int64_t m = agglo_min(TILE_ROWS, end - m0), ldl = k;
-        const float *rows = laid;
+        int64_t m = agglo_min(TILE_ROWS, end - m0);
+        bool first = job->n_blocks > 1 && m0 == block * job->block;
+        agglo_cpu_operand rows = {laid, AGGLO_F32, k, false};
 
-        transpose(job, m0, m, o0, o, packed);
-        if (job->dtype == AGGLO_F32 && pointwise(s)) {
-            rows = (const float *)job->x + m0 * job->k + k0;
-            ldl = job->k;
-        } else {
-            lay_out(s, job->x, job->dtype, m0, m, k0, k, laid);
+        for (int64_t i = 0; i < o; i += GEMM_ROWS) {
+            gemm_pack(GEMM_ROWS, &y, o0 + i, agglo_min(GEMM_ROWS, o - i), m0, m, packed + i * m);
         }
-        agglo_cpu_sgemm(false, false, o, k, m, 1.0f, packed, PACKED_STRIDE, rows, ldl,
-                        job->n_blocks > 1 && m0 == block * job->block ? 0.0f : 1.0f, to + o0 * job->k + k0, job->k);
+        if (job->dtype == AGGLO_F32 && pointwise(s)) {
+            rows = (agglo_cpu_operand){(const float *)job->x + m0 * job->k + k0, AGGLO_F32, job->k, false};
+        } else {
+            lay_out(&in, m0, m, k0, k, laid);
+        }
+        for (int64_t j = 0; j < k; j += GEMM_COLS) {
+            int64_t n = agglo_min(GEMM_COLS, k - j);
+
+            gemm_pack(GEMM_COLS, &rows, j, n, 0, m, panel);
+            AGGLO_CPU_NAME(gemm_panels)(o, n, m, packed, panel, to + j, job->k, !first);
+        }
     }
 }
 
@@ -468,17 +536,17 @@ static void conv_weight_dense(conv_work *job)
     const agglo_conv_shape *s = job->s;
     int64_t n_m = agglo_ceil_div(s->o, WEIGHT_ROWS), tiles;
 
-    job->tile_m = agglo_ceil_div(s->o, n_m);
+    job->tile_m = agglo_ceil_div(agglo_ceil_div(s->o, n_m), GEMM_ROWS) * GEMM_ROWS;
     job->n_n = agglo_min(agglo_ceil_div(MIN_TASKS, n_m), agglo_ceil_div(job->k, TILE_COLS));
     job->n_n = job->n_n * WEIGHT_COLS < job->k ? agglo_ceil_div(job->k, WEIGHT_COLS) : job->n_n;
-    job->tile_n = agglo_ceil_div(agglo_ceil_div(job->k, job->n_n), 16) * 16;
+    job->tile_n = agglo_ceil_div(agglo_ceil_div(job->k, job->n_n), GEMM_COLS) * GEMM_COLS;
     job->n_n = agglo_ceil_div(job->k, job->tile_n);
     tiles = agglo_ceil_div(s->o, job->tile_m) * job->n_n;
     job->n_blocks = agglo_min(agglo_ceil_div(MIN_TASKS, tiles), agglo_ceil_div(job->m, LEAST_BLOCK));
     job->block = agglo_ceil_div(agglo_ceil_div(job->m, job->n_blocks), TILE_ROWS) * TILE_ROWS;
     job->n_blocks = agglo_ceil_div(job->m, job->block);
     if (!agglo_cpu_reserve(job->be, job->n_blocks == 1 ? 0 : floats(job->n_blocks * s->o * job->k),
-                           floats(job->tile_m * PACKED_STRIDE + TILE_ROWS * job->tile_n))) {
+                           floats(TILE_ROWS * (job->tile_m + job->tile_n + GEMM_COLS)))) {
         return;
     }
     job->partial = agglo_cpu_shared(job->be);
@@ -692,6 +760,8 @@ static void conv_scatter(agglo_backend *be, const agglo_conv_shape *s, const agg
     job.y = x->data;
     if (s->depthwise) {
         conv_depthwise(&job, w, true);
+    } else if (windows_tile(s) && !pointwise(s)) {
+        conv_scatter_tiled(&job, w);
     } else {
         conv_scatter_dense(&job, w);
     }

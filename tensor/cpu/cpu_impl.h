@@ -38,20 +38,15 @@ static inline void *agglo_cpu_worker(agglo_backend *be, int worker)
     return cpu->scratch + cpu->shared_bytes + (size_t)worker * cpu->worker_bytes;
 }
 
-/* C[m,n] = alpha op(A) op(B) + beta C, row-major, on the calling thread alone; op transposes where the flag says so. */
-void agglo_cpu_sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a,
-                     int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
-
-/* agglo_backend_product. */
+/* agglo_backend_product: oneDNN's product, a slice of rows to a thread. */
 void agglo_cpu_product(agglo_backend *be, const agglo_tensor *a, const agglo_tensor *b, bool transpose_b,
                        agglo_tensor *c);
 
-/* The status of a product that failed on any thread since the last call, 0 when none did. */
-int agglo_cpu_sgemm_failure(void);
-
-/* gemm_dnnl.c: before oneDNN is called on a thread; after, with what it said. */
+/* gemm_dnnl.c: before oneDNN is called on a thread; after, with what it said; the last of these since this was asked that was not success, 0
+ * when all were. */
 void agglo_cpu_one_thread(void);
 void agglo_cpu_dnnl_status(int status);
+int agglo_cpu_dnnl_failure(void);
 
 /* conv_dnnl.c: forward convolutions in F32. A plan is for one image, cut into bands of output rows: pack the weights once, then run bands on any
  * worker, each with scratch of its own; a band's rows of y, [first, first + rows), are then complete. NULL where oneDNN is not the faster. */
@@ -74,10 +69,15 @@ typedef struct agglo_cpu_operand {
 
 /* C[m,n] (+)= A[m,k] B[k,n], sums in F32. `finish`, where given, is called once for every element, in blocks of at most some 100 x 64 that
  * are in cache, when its sum is complete; c NULL leaves it to finish to keep the result: `block` is scratch then.
- * a_sums[m], where given, gets A's row sums added. An element's value depends on its row of A, its column of B and k alone. */
+ * a_sums[m], where given, gets A's row sums added. An element's value depends on its row of A, its column of B and k alone.
+ * An A that does not stand in memory as a matrix: a_rows writes elements k0..k0+k of its rows first..first+n as floats [n][k], on any thread.
+ * A B that is packed already (gemm_pack_b's layout) stands in `packed`, and gemm_worker_floats have been reserved with it. */
 typedef struct agglo_cpu_gemm {
     int64_t m, n, k;
     agglo_cpu_operand a, b;
+    void (*a_rows)(const void *rows, int64_t first, int64_t n, int64_t k0, int64_t k, float *out);
+    const void *rows; /* what a_rows is called with */
+    const float *packed;
     float *c;
     int64_t ldc;
     bool accumulate; /* to c */
@@ -153,6 +153,20 @@ void AGGLO_CPU_NAME(gather_ops)(agglo_backend_ops *ops);
 void AGGLO_CPU_NAME(resample_ops)(agglo_backend_ops *ops);
 
 void AGGLO_CPU_NAME(gemm)(agglo_backend *be, const agglo_cpu_gemm *product);
+
+/* Floats of each worker that it reserves. */
+int64_t AGGLO_CPU_NAME(gemm_worker_floats)(const agglo_cpu_gemm *product);
+
+/* The parts of it, for products inside a task. B's columns in panels [k][GEMM_COLS], packed over the pool: `n` columns take packed_floats. */
+int64_t AGGLO_CPU_NAME(gemm_packed_floats)(int64_t n, int64_t k);
+void AGGLO_CPU_NAME(gemm_pack_b)(agglo_backend *be, const agglo_cpu_operand *b, int64_t n, int64_t k, float *packed);
+/* C[m,n] = A B on the calling thread, B packed; scratch of tile_floats. The same bits as gemm's. */
+int64_t AGGLO_CPU_NAME(gemm_tile_floats)(int64_t m, int64_t k);
+void AGGLO_CPU_NAME(gemm_tile)(int64_t m, int64_t n, int64_t k, const agglo_cpu_operand *a, const float *packed,
+                               float *c, int64_t ldc, float *scratch);
+/* C[m,n] (+)= A B of panels, of gemm_impl.h's widths. */
+void AGGLO_CPU_NAME(gemm_panels)(int64_t m, int64_t n, int64_t k, const float *a, const float *b, float *c, int64_t ldc,
+                                 bool accumulate);
 
 /* y[i] = act(x[i] + b[i]), b NULL for none; pre[i] = x[i] + b[i] is kept where pre is given. x, pre and y may be the same row. */
 void AGGLO_CPU_NAME(bias_act)(agglo_act act, int64_t n, const float *x, const float *b, float *pre, float *y);

@@ -1,4 +1,5 @@
-/* Matrix products by oneDNN: with conv_dnnl.c the only file that sees it.
+/* Matrix products by oneDNN, which operators are measured against (agglo_backend_product) and none is made of; with conv_dnnl.c the only file
+ * that sees it.
  *
  * The pool cuts the work, so a product runs on the thread that asks for it. oneDNN here is built on OpenMP and would start its own
  * threads: their number is a per-thread setting of the OpenMP runtime, made one at the first product of each thread.
@@ -30,19 +31,7 @@ void agglo_cpu_dnnl_status(int status)
     }
 }
 
-void agglo_cpu_sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a,
-                     int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc)
-{
-    dnnl_status_t status;
-
-    agglo_cpu_one_thread();
-    status = dnnl_sgemm(transpose_a ? 'T' : 'N', transpose_b ? 'T' : 'N', m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
-    /* shapes are checked before: what is left is memory for packing */
-    AGGLO_ASSERT(status != dnnl_invalid_arguments);
-    agglo_cpu_dnnl_status((int)status);
-}
-
-int agglo_cpu_sgemm_failure(void)
+int agglo_cpu_dnnl_failure(void)
 {
     return atomic_exchange(&failure, 0);
 }
@@ -59,9 +48,15 @@ static void product_slice(void *context, int64_t index, int worker)
     const slices *s = context;
     int64_t from = s->m * index / s->n_slices, to = s->m * (index + 1) / s->n_slices;
 
+    dnnl_status_t status;
+
     (void)worker;
-    agglo_cpu_sgemm(false, s->transpose_b, to - from, s->n, s->k, 1.0f, s->a + from * s->k, s->k, s->b,
-                    s->transpose_b ? s->k : s->n, 0.0f, s->c + from * s->n, s->n);
+    agglo_cpu_one_thread();
+    status = dnnl_sgemm('N', s->transpose_b ? 'T' : 'N', to - from, s->n, s->k, 1.0f, s->a + from * s->k, s->k, s->b,
+                        s->transpose_b ? s->k : s->n, 0.0f, s->c + from * s->n, s->n);
+    /* shapes are checked before: what is left is memory for packing */
+    AGGLO_ASSERT(status != dnnl_invalid_arguments);
+    agglo_cpu_dnnl_status((int)status);
 }
 
 void agglo_cpu_product(agglo_backend *be, const agglo_tensor *a, const agglo_tensor *b, bool transpose_b,

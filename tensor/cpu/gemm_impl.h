@@ -58,15 +58,15 @@ GEMM_INLINE void gemm_store(float *p, gemm_vec v)
     *(gemm_vec_at *)p = v;
 }
 
-/* C[i][j] (+)= sum over p < k of a[p a_step + i a_row] b[p b_step + j], for GEMM_ROWS rows and n_vec vectors of columns. n_vec, a_row and
+/* C[i][j] (+)= sum over p < k of a[p a_step + i a_row] b[p b_step + j], for `rows` rows and n_vec vectors of columns. rows, n_vec, a_row and
  * a_step are constants where this is called. */
-GEMM_INLINE void gemm_kernel(int n_vec, int64_t k, const float *a, int64_t a_row, int64_t a_step, const float *b,
-                             int64_t b_step, float *c, int64_t ldc, bool accumulate)
+GEMM_INLINE void gemm_kernel(int rows, int n_vec, int64_t k, const float *a, int64_t a_row, int64_t a_step,
+                             const float *b, int64_t b_step, float *c, int64_t ldc, bool accumulate)
 {
     gemm_vec sum[GEMM_ROWS][GEMM_VECS], zero = {0};
 
     GEMM_UNROLL
-    for (int i = 0; i < GEMM_ROWS; i++) {
+    for (int i = 0; i < rows; i++) {
         GEMM_UNROLL
         for (int j = 0; j < n_vec; j++) {
             sum[i][j] = zero;
@@ -80,7 +80,7 @@ GEMM_INLINE void gemm_kernel(int n_vec, int64_t k, const float *a, int64_t a_row
             right[j] = gemm_load(b + j * GEMM_LANES);
         }
         GEMM_UNROLL
-        for (int i = 0; i < GEMM_ROWS; i++) {
+        for (int i = 0; i < rows; i++) {
             GEMM_UNROLL
             for (int j = 0; j < n_vec; j++) {
                 sum[i][j] += a[i * a_row] * right[j];
@@ -90,7 +90,7 @@ GEMM_INLINE void gemm_kernel(int n_vec, int64_t k, const float *a, int64_t a_row
         b += b_step;
     }
     GEMM_UNROLL
-    for (int i = 0; i < GEMM_ROWS; i++) {
+    for (int i = 0; i < rows; i++) {
         GEMM_UNROLL
         for (int j = 0; j < n_vec; j++) {
             float *at = c + i * ldc + j * GEMM_LANES;
@@ -100,27 +100,28 @@ GEMM_INLINE void gemm_kernel(int n_vec, int64_t k, const float *a, int64_t a_row
     }
 }
 
-/* A function name(n, k, a, b, c, ldc, accumulate): GEMM_ROWS rows and n <= GEMM_COLS columns, of which whole vectors are written; A with
+/* A function name(n, k, a, b, c, ldc, accumulate): GEMM_ROWS rows (GEMM_KERNELS_OF: `rows`) and n <= GEMM_COLS columns, of which whole vectors are written; A with
  * these strides, a panel of B. */
 #if GEMM_VECS > 2
-#define GEMM_KERNEL_3(name, a_row, a_step) GEMM_KERNEL_OF(name, 3, a_row, a_step)
+#define GEMM_KERNEL_3(name, rows, a_row, a_step) GEMM_KERNEL_OF(name, rows, 3, a_row, a_step)
 #define GEMM_CALL_3(name)                                                                                              \
     if (n > 2 * GEMM_LANES) {                                                                                          \
         name##_3(k, a, b, c, ldc, accumulate);                                                                         \
     } else
 #else
-#define GEMM_KERNEL_3(name, a_row, a_step)
+#define GEMM_KERNEL_3(name, rows, a_row, a_step)
 #define GEMM_CALL_3(name)
 #endif
-#define GEMM_KERNEL_OF(name, n_vec, a_row, a_step)                                                                     \
+#define GEMM_KERNEL_OF(name, rows, n_vec, a_row, a_step)                                                               \
     static void name##_##n_vec(int64_t k, const float *a, const float *b, float *c, int64_t ldc, bool accumulate)      \
     {                                                                                                                  \
-        gemm_kernel(n_vec, k, a, a_row, a_step, b, GEMM_COLS, c, ldc, accumulate);                                     \
+        gemm_kernel(rows, n_vec, k, a, a_row, a_step, b, GEMM_COLS, c, ldc, accumulate);                               \
     }
-#define GEMM_KERNELS(name, a_row, a_step)                                                                              \
-    GEMM_KERNEL_OF(name, 1, a_row, a_step)                                                                             \
-    GEMM_KERNEL_OF(name, 2, a_row, a_step)                                                                             \
-    GEMM_KERNEL_3(name, a_row, a_step)                                                                                 \
+#define GEMM_KERNELS(name, a_row, a_step) GEMM_KERNELS_OF(name, GEMM_ROWS, a_row, a_step)
+#define GEMM_KERNELS_OF(name, rows, a_row, a_step)                                                                     \
+    GEMM_KERNEL_OF(name, rows, 1, a_row, a_step)                                                                       \
+    GEMM_KERNEL_OF(name, rows, 2, a_row, a_step)                                                                       \
+    GEMM_KERNEL_3(name, rows, a_row, a_step)                                                                           \
     static void name(int64_t n, int64_t k, const float *a, const float *b, float *c, int64_t ldc, bool accumulate)     \
     {                                                                                                                  \
         if (n <= GEMM_LANES) {                                                                                         \
@@ -145,19 +146,119 @@ GEMM_INLINE void gemm_transpose4(const float *in, int64_t ld, float *out, int64_
     *(gemm_vec4_at *)(out + 3 * out_ld) = __builtin_shufflevector(b, d, 2, 3, 6, 7);
 }
 
+#if defined(__AVX2__)
+typedef float gemm_vec8 __attribute__((vector_size(8 * sizeof(float))));
+typedef float gemm_vec8_at __attribute__((vector_size(8 * sizeof(float)), aligned(sizeof(float)), may_alias));
+
+/* out[p][i] = in[i][p], 8 x 8: pairs of rows are interleaved, pairs of pairs, then the halves change places. */
+GEMM_INLINE void gemm_transpose8(const float *in, int64_t ld, float *out, int64_t out_ld)
+{
+    gemm_vec8 r[8], t[8];
+
+    GEMM_UNROLL
+    for (int i = 0; i < 8; i++) {
+        r[i] = *(const gemm_vec8_at *)(in + i * ld);
+    }
+    GEMM_UNROLL
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+        t[i + 1] = __builtin_shufflevector(r[i], r[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+    }
+    GEMM_UNROLL
+    for (int i = 0; i < 8; i += 4) {
+        GEMM_UNROLL
+        for (int j = 0; j < 2; j++) {
+            r[i + 2 * j] = __builtin_shufflevector(t[i + j], t[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+            r[i + 2 * j + 1] = __builtin_shufflevector(t[i + j], t[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+        }
+    }
+    GEMM_UNROLL
+    for (int j = 0; j < 4; j++) {
+        *(gemm_vec8_at *)(out + j * out_ld) = __builtin_shufflevector(r[j], r[j + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+        *(gemm_vec8_at *)(out + (j + 4) * out_ld) = __builtin_shufflevector(r[j], r[j + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    }
+}
+#endif
+
+#if defined(__AVX512F__)
+/* The same, 16 x 16: quarters change places in two steps. */
+GEMM_INLINE void gemm_transpose16(const float *in, int64_t ld, float *out, int64_t out_ld)
+{
+    gemm_vec r[16], t[16];
+
+    GEMM_UNROLL
+    for (int i = 0; i < 16; i++) {
+        r[i] = gemm_load(in + i * ld);
+    }
+    GEMM_UNROLL
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
+        t[i + 1] = __builtin_shufflevector(r[i], r[i + 1], 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+    }
+    GEMM_UNROLL
+    for (int i = 0; i < 16; i += 4) {
+        GEMM_UNROLL
+        for (int j = 0; j < 2; j++) {
+            r[i + 2 * j] = __builtin_shufflevector(t[i + j], t[i + j + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12,
+                                                   13, 28, 29);
+            r[i + 2 * j + 1] = __builtin_shufflevector(t[i + j], t[i + j + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26,
+                                                       27, 14, 15, 30, 31);
+        }
+    }
+    GEMM_UNROLL
+    for (int j = 0; j < 4; j++) {
+        gemm_vec a = __builtin_shufflevector(r[j], r[j + 4], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+        gemm_vec b =
+            __builtin_shufflevector(r[j], r[j + 4], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+        gemm_vec c =
+            __builtin_shufflevector(r[j + 8], r[j + 12], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+        gemm_vec d =
+            __builtin_shufflevector(r[j + 8], r[j + 12], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+
+        gemm_store(out + j * out_ld,
+                   __builtin_shufflevector(a, c, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27));
+        gemm_store(out + (j + 4) * out_ld,
+                   __builtin_shufflevector(a, c, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31));
+        gemm_store(out + (j + 8) * out_ld,
+                   __builtin_shufflevector(b, d, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27));
+        gemm_store(out + (j + 12) * out_ld,
+                   __builtin_shufflevector(b, d, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31));
+    }
+}
+#endif
+
+/* gemm_pack_rows of rows i..i+step of a panel, by blocks that `turn` transposes. */
+#define GEMM_PACK_ROWS(step, turn)                                                                                     \
+    for (; p + (step) <= k; p += (step)) {                                                                             \
+        turn(in + i * ld + p, ld, out + p * width + i, width);                                                         \
+    }
+
 /* out[p][i] = in[i][p] for n <= width rows and k columns; out's other columns get zeros. width is a multiple of 4. */
 GEMM_INLINE void gemm_pack_rows(int width, int64_t n, int64_t k, const float *in, int64_t ld, float *out)
 {
-    for (int64_t i = 0; i < width; i += 4) {
+    int64_t step;
+
+    for (int64_t i = 0; i < width; i += step) {
         int64_t p = 0;
 
-        if (i + 4 <= n) {
-            for (; p + 4 <= k; p += 4) {
-                gemm_transpose4(in + i * ld + p, ld, out + p * width + i, width);
-            }
+        step = 4;
+#if defined(__AVX512F__)
+        if (i + 16 <= width && i + 16 <= n) {
+            step = 16;
+            GEMM_PACK_ROWS(16, gemm_transpose16)
+        } else
+#endif
+#if defined(__AVX2__)
+            if (i + 8 <= width && i + 8 <= n) {
+            step = 8;
+            GEMM_PACK_ROWS(8, gemm_transpose8)
+        } else
+#endif
+            if (i + 4 <= n) {
+            GEMM_PACK_ROWS(4, gemm_transpose4)
         }
         for (; p < k; p++) {
-            for (int64_t q = i; q < i + 4; q++) {
+            for (int64_t q = i; q < i + step; q++) {
                 out[p * width + q] = q < n ? in[q * ld + p] : 0.0f;
             }
         }

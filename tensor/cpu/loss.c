@@ -3,14 +3,14 @@
  * A row (token) at a time: its target is decoded into scratch, the sums of its values are taken and, while prediction and target are
  * still in cache, the gradient is written. Where the target's map has a matrix, a tile of rows is decoded and multiplied first: the
  * product's prologue is the decoding, and targets never exist beyond one tile per thread. The values of rows are kept apart and added in
- * order. Tiles depend on the shape only.
+ * order. Tiles depend on the shape only; a token's target does not depend on the others.
  */
 #include "tensor/cpu/cpu_impl.h"
 #include "tensor/loss_inline.h"
 
 #include <string.h>
 
-#define TILE_ROWS  256 /* of a product: enough to pay for packing the matrix again */
+#define TILE_ROWS  256 /* of a product */
 #define LEAST_ROWS 32  /* worth a product of its own */
 #define MIN_TASKS  16  /* smaller tiles when there are fewer tasks than this */
 #define VALUES     3   /* cos, smooth-L1, squared error */
@@ -27,6 +27,7 @@ typedef struct loss_work {
     double lambda; /* the config's and the weights' */
     agglo_loss_factors factors;
     float *values; /* [m][VALUES], of rows with weight */
+    float *matrix; /* the target's, in panels */
 } loss_work;
 
 static float weight_of(const loss_work *job, int64_t i)
@@ -241,7 +242,8 @@ static void product_rows(void *context, int64_t index, int worker)
     const loss_work *job = context;
     const agglo_target *target = job->target;
     int64_t first = index * job->step, rows = agglo_min(job->step, job->m - first), c = job->c, k = target->k;
-    float *buffer = agglo_cpu_worker(job->be, worker), *tile = buffer + c, *decoded = tile + job->step * c;
+    float *buffer = agglo_cpu_worker(job->be, worker), *tile = buffer + c, *decoded = tile + job->step * c,
+          *scratch = decoded + job->step * k;
     int64_t n_used = 0; /* rows with weight come first in the tile */
 
     for (int64_t r = 0; r < rows; r++) {
@@ -251,7 +253,9 @@ static void product_rows(void *context, int64_t index, int worker)
         }
     }
     if (n_used > 0) {
-        agglo_cpu_sgemm(false, false, n_used, c, k, 1.0f, decoded, k, target->map.matrix, c, 0.0f, tile, c);
+        agglo_cpu_operand left = {decoded, AGGLO_F32, k, true};
+
+        AGGLO_CPU_NAME(gemm_tile)(n_used, c, k, &left, job->matrix, tile, c, scratch);
     }
     n_used = 0;
     for (int64_t r = 0; r < rows; r++) {
@@ -311,7 +315,7 @@ static void target_loss(agglo_backend *be, const agglo_loss_config *config, cons
                         const agglo_target *target, const agglo_loss_weights *weights, float grad_scale,
                         agglo_tensor *d_pred, const agglo_loss_values *values, agglo_tensor *sums)
 {
-    int64_t n = pred->shape[1], c = pred->shape[2], m = pred->shape[0] * n, worker_floats;
+    int64_t n = pred->shape[1], c = pred->shape[2], m = pred->shape[0] * n, worker_floats, packed = 0;
     bool product = target->map.matrix != NULL;
     loss_work job = {.be = be, .config = config, .target = target, .n = n, .c = c, .m = m, .pred = pred->data};
     double total = 0.0;
@@ -333,15 +337,22 @@ static void target_loss(agglo_backend *be, const agglo_loss_config *config, cons
     if (product) {
         job.step = agglo_min(TILE_ROWS, agglo_ceil_div(m, MIN_TASKS));
         job.step = agglo_min(m, job.step < LEAST_ROWS ? LEAST_ROWS : job.step);
-        worker_floats = c + job.step * (c + target->k);
+        worker_floats = c + job.step * (c + target->k) + AGGLO_CPU_NAME(gemm_tile_floats)(job.step, target->k);
+        packed = AGGLO_CPU_NAME(gemm_packed_floats)(c, target->k);
     } else {
         job.step = 1 + 16384 / c;
         worker_floats = 2 * c;
     }
-    if (!agglo_cpu_reserve(be, (size_t)(VALUES * m) * sizeof(float), (size_t)worker_floats * sizeof(float))) {
+    if (!agglo_cpu_reserve(be, (size_t)(packed + VALUES * m) * sizeof(float), (size_t)worker_floats * sizeof(float))) {
         return;
     }
-    job.values = agglo_cpu_shared(be);
+    job.matrix = agglo_cpu_shared(be);
+    job.values = job.matrix + packed;
+    if (product) {
+        agglo_cpu_operand right = {target->map.matrix, AGGLO_F32, c, false};
+
+        AGGLO_CPU_NAME(gemm_pack_b)(be, &right, c, target->k, job.matrix);
+    }
     agglo_pool_for(be->pool, agglo_ceil_div(m, job.step), product ? product_rows : loss_rows, &job);
     add_sums(&job, total, sums->data, agglo_tensor_count(sums));
     if (values != NULL) {

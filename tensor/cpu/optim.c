@@ -1,5 +1,5 @@
 /* The optimiser on the CPU: a chunk of one tensor per task, vector loops over its elements; sums of chunks meet in order. */
-#include "tensor/cpu/cpu_impl.h"
+#include "tensor/cpu/gemm_impl.h"
 #include "tensor/optim_impl.h"
 #include "tensor/optim_inline.h"
 
@@ -129,10 +129,24 @@ static double squares(int64_t n, const float *x)
 
     for (int64_t i0 = 0; i0 < n; i0 += FLOAT_RUN) {
         int64_t i1 = agglo_min(i0 + FLOAT_RUN, n);
+        gemm_vec lanes[4] = {{0}};
         float sum = 0.0f;
+        int64_t i = i0;
 
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = i0; i < i1; i++) {
+        /* four chains, or each addition waits for the one before */
+        for (; i + 4 * GEMM_LANES <= i1; i += 4 * GEMM_LANES) {
+            GEMM_UNROLL
+            for (int l = 0; l < 4; l++) {
+                gemm_vec v = gemm_load(x + i + l * GEMM_LANES);
+
+                lanes[l] += v * v;
+            }
+        }
+        lanes[0] = (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
+        for (int l = 0; l < GEMM_LANES; l++) {
+            sum += lanes[0][l];
+        }
+        for (; i < i1; i++) {
             sum += x[i] * x[i];
         }
         total += (double)sum;

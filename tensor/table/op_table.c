@@ -14,8 +14,8 @@ static const agglo_op_family *const families[] = {
 
 /* behind the activation's three bits */
 static const char *const flag_names[] = {
-    "bias",     "pre",       "accumulate", "gamma",   "in-place",     "lse",         "pos",     "pos-each",
-    "from-f16", "from-bf16", "to-f16",     "to-bf16", "some-invalid", "all-invalid", "extents",
+    "bias",      "pre",    "accumulate", "gamma",        "in-place",    "lse",  "pos",   "pos-each", "from-f16",
+    "from-bf16", "to-f16", "to-bf16",    "some-invalid", "all-invalid", "clip", "guard", "extents",
 };
 static const char *const act_names[] = {NULL, "gelu", "quick-gelu", "silu", "relu"};
 
@@ -59,6 +59,22 @@ const char *agglo_op_case_text(const agglo_op_case *c, agglo_dtype type, char *o
         snprintf(out + used, size - used, " %s", agglo_dtype_name(type));
     }
     return out;
+}
+
+agglo_status agglo_op_case_list(agglo_backend *be, const agglo_op_case *c, agglo_tensor *t, agglo_optim **list,
+                                agglo_err *err)
+{
+    *list = c->op->list != NULL ? c->op->list(be, c, t, err) : NULL;
+    return *list != NULL || c->op->list == NULL ? AGGLO_OK : err->status;
+}
+
+void agglo_op_case_run(agglo_backend *be, const agglo_op_case *c, agglo_optim *list, agglo_tensor *t)
+{
+    if (c->op->run_list != NULL) {
+        c->op->run_list(be, c, list, t);
+    } else {
+        c->op->run(be, c, t);
+    }
 }
 
 int64_t agglo_op_array_count(const agglo_op_array *a)

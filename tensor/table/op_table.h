@@ -66,7 +66,9 @@ typedef struct agglo_op_array {
 #define AGGLO_OP_TO_BF16       (UINT64_C(1) << 14)
 #define AGGLO_OP_SOME_INVALID  (UINT64_C(1) << 15) /* of the samples of a batch */
 #define AGGLO_OP_ALL_INVALID   (UINT64_C(1) << 16)
-#define AGGLO_OP_EXTENTS       (UINT64_C(1) << 17) /* pictures smaller than their input */
+#define AGGLO_OP_CLIP          (UINT64_C(1) << 17) /* gradients, by their norm */
+#define AGGLO_OP_GUARD         (UINT64_C(1) << 18) /* the norm is taken, and decides */
+#define AGGLO_OP_EXTENTS       (UINT64_C(1) << 19) /* pictures smaller than their input */
 
 /* Storage types of a row: one case for each. */
 #define AGGLO_OP_F32  1u
@@ -76,6 +78,7 @@ typedef struct agglo_op_array {
 #define AGGLO_USE_PARITY      1u
 #define AGGLO_USE_DIFFERENCES 2u /* parity, and gradients against central differences */
 #define AGGLO_USE_BENCH       4u
+#define AGGLO_USE_SLOW        8u /* parity, of which the reference takes seconds */
 
 typedef struct agglo_op agglo_op;
 
@@ -103,6 +106,10 @@ struct agglo_op {
     double (*flops)(const agglo_op_case *c);
     /* Bytes moved to and from memory at the least; NULL: every array once for each time it is read or written. */
     double (*bytes)(const agglo_op_case *c, agglo_dtype type);
+    /* Operators over lists of parameters: the list is made once of a case's tensors, NULL with `err` filled where that fails, and `run`
+     * is NULL. Other operators have neither. */
+    agglo_optim *(*list)(agglo_backend *be, const agglo_op_case *c, agglo_tensor *t, agglo_err *err);
+    void (*run_list)(agglo_backend *be, const agglo_op_case *c, agglo_optim *list, agglo_tensor *t);
 };
 
 typedef struct agglo_op_family {
@@ -116,6 +123,13 @@ const agglo_op_family *const *agglo_op_table(size_t *n_families);
 
 /* The row with its extents multiplied out for this batch. */
 agglo_op_case agglo_op_case_at(const agglo_op_case *row, int64_t batch);
+
+/* Make the case's list, where it has one, of its tensors: *list is NULL where it has none. agglo_optim_free it. */
+agglo_status agglo_op_case_list(agglo_backend *be, const agglo_op_case *c, agglo_tensor *t, agglo_optim **list,
+                                agglo_err *err);
+
+/* Run the operator; `list` as agglo_op_case_list made it. */
+void agglo_op_case_run(agglo_backend *be, const agglo_op_case *c, agglo_optim *list, agglo_tensor *t);
 
 /* "linear m=1576 n=2304 k=768 gelu bias bf16" into `out`, cut where it is too long; returns out. */
 const char *agglo_op_case_text(const agglo_op_case *c, agglo_dtype type, char *out, size_t size);
@@ -148,7 +162,16 @@ static inline agglo_tensor *agglo_op_optional(agglo_tensor *t)
 #define AGGLO_TABLE_GRAD_SCALE 0.5f
 extern const float agglo_table_pixel_mean[3], agglo_table_pixel_std[3];
 extern const agglo_loss_config agglo_table_loss_config, agglo_table_target_config;
+#define AGGLO_TABLE_EMA_DECAY  0.75f
+#define AGGLO_TABLE_LIST_DECAY 0.05f /* weight decay of a list's large tensors; the small ones have none */
 extern const agglo_adamw_config agglo_table_adamw_config;
+
+/* of a row of a list of tensors: how many, and the place of one in the arrays; elements between two belong to none */
+int64_t agglo_table_list_count(const agglo_op_case *c);
+void agglo_table_list_entry(const agglo_op_case *c, int64_t i, int64_t *first, int64_t *n, bool *large);
+
+/* max_norm of a row that clips: half of the norm that standard normal gradients have, about */
+float agglo_table_list_max_norm(const agglo_op_case *c);
 
 /* map.scale of a stored target */
 float agglo_table_target_scale(const agglo_op_case *c);

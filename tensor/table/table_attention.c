@@ -41,10 +41,19 @@ static void attention_bwd_run(agglo_backend *be, const agglo_op_case *c, agglo_t
     agglo_attention_bwd(be, &t[0], &t[1], &t[2], &t[3], agglo_table_attention_scale(c->d[3]), &t[4]);
 }
 
-static const agglo_op attention = {"attention", "b n h d",     AGGLO_OP_LSE,    3,   attention_shape,
-                                   NULL,        attention_run, attention_flops, NULL};
-static const agglo_op attention_bwd = {"attention_bwd",   "b n h d",           0,   5, attention_bwd_shape, NULL,
-                                       attention_bwd_run, attention_bwd_flops, NULL};
+static const agglo_op attention = {.name = "attention",
+                                   .dims = "b n h d",
+                                   .flags = AGGLO_OP_LSE,
+                                   .n_arrays = 3,
+                                   .shape = attention_shape,
+                                   .run = attention_run,
+                                   .flops = attention_flops};
+static const agglo_op attention_bwd = {.name = "attention_bwd",
+                                       .dims = "b n h d",
+                                       .n_arrays = 5,
+                                       .shape = attention_bwd_shape,
+                                       .run = attention_bwd_run,
+                                       .flops = attention_bwd_flops};
 
 static const agglo_op_case cases[] = {
     PARITY(&attention, BOTH, AGGLO_OP_LSE, 1, 1, 1, 1),
@@ -68,6 +77,10 @@ static const agglo_op_case cases[] = {
     PARITY(&attention, BF16, AGGLO_OP_LSE, 1, 1025, 1, 32),
     PARITY(&attention_bwd, F32, 0, 1, 4160, 1, 8),
     PARITY(&attention_bwd, BF16, 0, 1, 1025, 1, 16),
+
+    /* SAM's whole picture, and 64 tokens more */
+    SLOW(&attention, BOTH, AGGLO_OP_LSE, 1, 4160, 1, 64),
+    SLOW(&attention_bwd, BOTH, 0, 1, 4160, 1, 64),
 
     /* a tile's edges, and head sizes that are padded or loaded one by one in BF16 */
     PARITY(&attention, BF16, AGGLO_OP_LSE, 3, 63, 2, 32),

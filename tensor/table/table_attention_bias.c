@@ -125,6 +125,11 @@ static const agglo_op_case cases[] = {
     PARITY(&attention_bias, BOTH, AGGLO_OP_LSE, 1, 1, 1, 1, 0, 0),
     PARITY(&attention_bias, BOTH, AGGLO_OP_LSE, 3, 2, 32, 49, 0, 0),
     PARITY(&attention_bias, BOTH, 0, 1, 2, 104, 131, 0, 0),
+    PARITY(&attention_bias, BOTH, AGGLO_OP_LSE, 2, 1, 104, 0, 7, 11),
+    PARITY(&attention_bias, BOTH, AGGLO_OP_LSE, 2, 2, 64, 50, 0, 0),
+    PARITY(&attention_bias, BOTH, 0, 1, 1, 80, 65, 0, 0),
+    PARITY(&attention_bias, BOTH, AGGLO_OP_LSE, 1, 2, 88, 33, 0, 0),
+    PARITY(&attention_bias, BOTH, AGGLO_OP_LSE, 2, 1, 128, 97, 0, 0),
     DIFFER(&attention_bias_bwd, BOTH, AGGLO_OP_BIAS, 1, 1, 1, 0, 1, 1),
     DIFFER(&attention_bias_bwd, BOTH, AGGLO_OP_BIAS, 2, 3, 7, 0, 3, 5),
     DIFFER(&attention_bias_bwd, BOTH, AGGLO_OP_BIAS, 2, 2, 32, 1, 6, 7),
@@ -140,6 +145,15 @@ static const agglo_op_case cases[] = {
     DIFFER(&attention_bias_bwd, BOTH, 0, 2, 2, 20, 18, 0, 0),
     PARITY(&attention_bias_bwd, BOTH, AGGLO_OP_BIAS, 35, 2, 32, 16, 0, 0),
     PARITY(&attention_bias_bwd, BOTH, AGGLO_OP_BIAS, 1, 2, 104, 131, 0, 0),
+    PARITY(&attention_bias_bwd, BOTH, AGGLO_OP_BIAS, 2, 1, 104, 0, 7, 11),
+    PARITY(&attention_bias_bwd, BOTH, AGGLO_OP_BIAS, 2, 2, 64, 50, 0, 0),
+    PARITY(&attention_bias_bwd, BOTH, AGGLO_OP_BIAS, 1, 1, 80, 65, 0, 0),
+    PARITY(&attention_bias_bwd, BOTH, AGGLO_OP_BIAS, 1, 2, 88, 33, 0, 0),
+    PARITY(&attention_bias_bwd, BOTH, AGGLO_OP_BIAS, 2, 1, 128, 97, 0, 0),
+
+    /* SAM's whole picture */
+    SLOW(&attention_bias, BOTH, AGGLO_OP_LSE, 1, 1, 64, 0, 64, 64),
+    SLOW(&attention_bias_bwd, BOTH, AGGLO_OP_BIAS, 1, 1, 80, 0, 64, 64),
 
     BENCH(&attention_bias, BOTH, 0, "SAM-B, 25 windows", 25, 12, 64, 0, 14, 14),
     BENCH(&attention_bias, BOTH, 0, "SAM-H, 25 windows", 25, 16, 80, 0, 14, 14),

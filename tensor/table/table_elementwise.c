@@ -181,23 +181,51 @@ static void cast_run(agglo_backend *be, const agglo_op_case *c, agglo_tensor *t)
     agglo_cast(be, &t[0], &t[1]);
 }
 
-static const agglo_op activate = {
-    "activate", "n", AGGLO_OP_ACT | AGGLO_OP_IN_PLACE, 2, activate_shape, NULL, activate_run, activate_flops, NULL};
-static const agglo_op activate_bwd = {
-    "activate_bwd",     "n", AGGLO_OP_ACT | AGGLO_OP_IN_PLACE, 3, activate_bwd_shape, NULL, activate_bwd_run,
-    activate_bwd_flops, NULL};
-static const agglo_op swiglu = {"swiglu", "m h", 0, 2, swiglu_shape, NULL, swiglu_run, swiglu_flops, NULL};
-static const agglo_op swiglu_bwd = {"swiglu_bwd",     "m h", 0, 3, swiglu_bwd_shape, NULL, swiglu_bwd_run,
-                                    swiglu_bwd_flops, NULL};
-static const agglo_op residual = {
-    "residual", "m c", AGGLO_OP_GAMMA | AGGLO_OP_IN_PLACE, 4, residual_shape, NULL, residual_run, residual_flops, NULL};
-static const agglo_op residual_bwd = {
-    "residual_bwd", "m c", AGGLO_OP_IN_PLACE, 5, residual_bwd_shape, NULL, residual_bwd_run, residual_bwd_flops, NULL};
-static const agglo_op axpy = {"axpy", "n", 0, 2, axpy_shape, NULL, axpy_run, axpy_flops, NULL};
-static const agglo_op cast = {
-    "cast",   "n",        AGGLO_OP_FROM_F16 | AGGLO_OP_FROM_BF16 | AGGLO_OP_TO_F16 | AGGLO_OP_TO_BF16,
-    2,        cast_shape, NULL,
-    cast_run, cast_flops, NULL};
+static const agglo_op activate = {.name = "activate",
+                                  .dims = "n",
+                                  .flags = AGGLO_OP_ACT | AGGLO_OP_IN_PLACE,
+                                  .n_arrays = 2,
+                                  .shape = activate_shape,
+                                  .run = activate_run,
+                                  .flops = activate_flops};
+static const agglo_op activate_bwd = {.name = "activate_bwd",
+                                      .dims = "n",
+                                      .flags = AGGLO_OP_ACT | AGGLO_OP_IN_PLACE,
+                                      .n_arrays = 3,
+                                      .shape = activate_bwd_shape,
+                                      .run = activate_bwd_run,
+                                      .flops = activate_bwd_flops};
+static const agglo_op swiglu = {
+    .name = "swiglu", .dims = "m h", .n_arrays = 2, .shape = swiglu_shape, .run = swiglu_run, .flops = swiglu_flops};
+static const agglo_op swiglu_bwd = {.name = "swiglu_bwd",
+                                    .dims = "m h",
+                                    .n_arrays = 3,
+                                    .shape = swiglu_bwd_shape,
+                                    .run = swiglu_bwd_run,
+                                    .flops = swiglu_bwd_flops};
+static const agglo_op residual = {.name = "residual",
+                                  .dims = "m c",
+                                  .flags = AGGLO_OP_GAMMA | AGGLO_OP_IN_PLACE,
+                                  .n_arrays = 4,
+                                  .shape = residual_shape,
+                                  .run = residual_run,
+                                  .flops = residual_flops};
+static const agglo_op residual_bwd = {.name = "residual_bwd",
+                                      .dims = "m c",
+                                      .flags = AGGLO_OP_IN_PLACE,
+                                      .n_arrays = 5,
+                                      .shape = residual_bwd_shape,
+                                      .run = residual_bwd_run,
+                                      .flops = residual_bwd_flops};
+static const agglo_op axpy = {
+    .name = "axpy", .dims = "n", .n_arrays = 2, .shape = axpy_shape, .run = axpy_run, .flops = axpy_flops};
+static const agglo_op cast = {.name = "cast",
+                              .dims = "n",
+                              .flags = AGGLO_OP_FROM_F16 | AGGLO_OP_FROM_BF16 | AGGLO_OP_TO_F16 | AGGLO_OP_TO_BF16,
+                              .n_arrays = 2,
+                              .shape = cast_shape,
+                              .run = cast_run,
+                              .flops = cast_flops};
 
 static const agglo_op_case cases[] = {
     PARITY(&activate, BOTH, AGGLO_ACT_GELU, 1),

@@ -35,13 +35,18 @@ void agglo_table_set(agglo_op_array *a, agglo_array_role role, agglo_dtype dtype
         a[i].role = agglo_op_has(c, AGGLO_OP_ACCUMULATE) ? AGGLO_ARRAY_INOUT : AGGLO_ARRAY_OUT;                        \
     } while (0)
 
-/* Rows: PARITY(operator, types, flags, extents...), DIFFER the same with central differences, BENCH with the shape's owner. */
+/* Rows: PARITY(operator, types, flags, extents...), SLOW the same apart from the others, DIFFER with central differences, BENCH with the
+ * shape's owner. */
 #define F32  AGGLO_OP_F32
 #define BF16 AGGLO_OP_BF16
 #define BOTH (AGGLO_OP_F32 | AGGLO_OP_BF16)
 #define PARITY(op, types, flags, ...)                                                                                  \
     {                                                                                                                  \
         op, {__VA_ARGS__}, flags, types, AGGLO_USE_PARITY, NULL                                                        \
+    }
+#define SLOW(op, types, flags, ...)                                                                                    \
+    {                                                                                                                  \
+        op, {__VA_ARGS__}, flags, types, AGGLO_USE_PARITY | AGGLO_USE_SLOW, NULL                                       \
     }
 #define DIFFER(op, types, flags, ...)                                                                                  \
     {                                                                                                                  \

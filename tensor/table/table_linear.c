@@ -54,14 +54,27 @@ static void linear_weight_run(agglo_backend *be, const agglo_op_case *c, agglo_t
     agglo_linear_bwd_weight(be, &t[0], &t[1], &t[2], agglo_op_optional(&t[3]));
 }
 
-static const agglo_op linear = {"linear",   "m n k",       AGGLO_OP_ACT | AGGLO_OP_BIAS | AGGLO_OP_PRE,
-                                5,          linear_shape,  NULL,
-                                linear_run, product_flops, NULL};
-static const agglo_op linear_bwd_input = {
-    "linear_bwd_input", "m n k", AGGLO_OP_ACCUMULATE, 4, linear_input_shape, NULL, linear_input_run,
-    product_flops,      NULL};
-static const agglo_op linear_bwd_weight = {
-    "linear_bwd_weight", "m n k", AGGLO_OP_BIAS, 6, linear_weight_shape, NULL, linear_weight_run, product_flops, NULL};
+static const agglo_op linear = {.name = "linear",
+                                .dims = "m n k",
+                                .flags = AGGLO_OP_ACT | AGGLO_OP_BIAS | AGGLO_OP_PRE,
+                                .n_arrays = 5,
+                                .shape = linear_shape,
+                                .run = linear_run,
+                                .flops = product_flops};
+static const agglo_op linear_bwd_input = {.name = "linear_bwd_input",
+                                          .dims = "m n k",
+                                          .flags = AGGLO_OP_ACCUMULATE,
+                                          .n_arrays = 4,
+                                          .shape = linear_input_shape,
+                                          .run = linear_input_run,
+                                          .flops = product_flops};
+static const agglo_op linear_bwd_weight = {.name = "linear_bwd_weight",
+                                           .dims = "m n k",
+                                           .flags = AGGLO_OP_BIAS,
+                                           .n_arrays = 6,
+                                           .shape = linear_weight_shape,
+                                           .run = linear_weight_run,
+                                           .flops = product_flops};
 
 static const agglo_op_case cases[] = {
     PARITY(&linear, BOTH, 0, 1, 1, 1),

@@ -42,16 +42,15 @@ static void loss_run(agglo_backend *be, const agglo_op_case *c, agglo_tensor *t)
                        &t[3], &t[4]);
 }
 
-static const agglo_op distill_loss = {"distill_loss",
-                                      "b n c",
-                                      AGGLO_OP_FROM_F16 | AGGLO_OP_FROM_BF16 | AGGLO_OP_SOME_INVALID |
-                                          AGGLO_OP_ALL_INVALID,
-                                      5,
-                                      loss_shape,
-                                      loss_fill,
-                                      loss_run,
-                                      loss_flops,
-                                      NULL};
+static const agglo_op distill_loss = {.name = "distill_loss",
+                                      .dims = "b n c",
+                                      .flags = AGGLO_OP_FROM_F16 | AGGLO_OP_FROM_BF16 | AGGLO_OP_SOME_INVALID |
+                                               AGGLO_OP_ALL_INVALID,
+                                      .n_arrays = 5,
+                                      .shape = loss_shape,
+                                      .fill = loss_fill,
+                                      .run = loss_run,
+                                      .flops = loss_flops};
 
 /* ---- stored targets ---- */
 
@@ -162,8 +161,8 @@ static void target_run(agglo_backend *be, const agglo_op_case *c, agglo_tensor *
 
 #define TARGET(form)                                                                                                   \
     {                                                                                                                  \
-        "target_loss_" #form, "b n k c", AGGLO_OP_SOME_INVALID | AGGLO_OP_ALL_INVALID, 15, target_shape, target_fill,  \
-            target_run, target_flops, NULL                                                                             \
+        .name = "target_loss_" #form, .dims = "b n k c", .flags = AGGLO_OP_SOME_INVALID | AGGLO_OP_ALL_INVALID,        \
+        .n_arrays = 15, .shape = target_shape, .fill = target_fill, .run = target_run, .flops = target_flops           \
     }
 static const agglo_op target_f16 = TARGET(f16), target_int8 = TARGET(int8), target_int4 = TARGET(int4),
                       target_klt = TARGET(klt), target_rotated = TARGET(rotated), target_phis = TARGET(phis);

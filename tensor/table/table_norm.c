@@ -53,11 +53,20 @@ static void layernorm_bwd_run(agglo_backend *be, const agglo_op_case *c, agglo_t
                         &t[7]);
 }
 
-static const agglo_op layernorm = {"layernorm", "m c",         AGGLO_OP_IN_PLACE, 6,   layernorm_shape,
-                                   NULL,        layernorm_run, layernorm_flops,   NULL};
-static const agglo_op layernorm_bwd = {
-    "layernorm_bwd",     "m c", AGGLO_OP_ACCUMULATE, 9, layernorm_bwd_shape, NULL, layernorm_bwd_run,
-    layernorm_bwd_flops, NULL};
+static const agglo_op layernorm = {.name = "layernorm",
+                                   .dims = "m c",
+                                   .flags = AGGLO_OP_IN_PLACE,
+                                   .n_arrays = 6,
+                                   .shape = layernorm_shape,
+                                   .run = layernorm_run,
+                                   .flops = layernorm_flops};
+static const agglo_op layernorm_bwd = {.name = "layernorm_bwd",
+                                       .dims = "m c",
+                                       .flags = AGGLO_OP_ACCUMULATE,
+                                       .n_arrays = 9,
+                                       .shape = layernorm_bwd_shape,
+                                       .run = layernorm_bwd_run,
+                                       .flops = layernorm_bwd_flops};
 
 static const agglo_op_case cases[] = {
     PARITY(&layernorm, BOTH, 0, 1, 2),

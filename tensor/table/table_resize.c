@@ -32,17 +32,19 @@ static void resize_bwd_run(agglo_backend *be, const agglo_op_case *c, agglo_tens
     agglo_resize_bilinear_bwd(be, &t[0], agglo_op_has(c, AGGLO_OP_ACCUMULATE), &t[1]);
 }
 
-static const agglo_op resize_bilinear = {
-    "resize_bilinear", "b h_in w_in h_out w_out c", 0, 2, resize_shape, NULL, resize_run, resize_flops, NULL};
-static const agglo_op resize_bilinear_bwd = {"resize_bilinear_bwd",
-                                             "b h_in w_in h_out w_out c",
-                                             AGGLO_OP_ACCUMULATE,
-                                             3,
-                                             resize_bwd_shape,
-                                             NULL,
-                                             resize_bwd_run,
-                                             resize_flops,
-                                             NULL};
+static const agglo_op resize_bilinear = {.name = "resize_bilinear",
+                                         .dims = "b h_in w_in h_out w_out c",
+                                         .n_arrays = 2,
+                                         .shape = resize_shape,
+                                         .run = resize_run,
+                                         .flops = resize_flops};
+static const agglo_op resize_bilinear_bwd = {.name = "resize_bilinear_bwd",
+                                             .dims = "b h_in w_in h_out w_out c",
+                                             .flags = AGGLO_OP_ACCUMULATE,
+                                             .n_arrays = 3,
+                                             .shape = resize_bwd_shape,
+                                             .run = resize_bwd_run,
+                                             .flops = resize_flops};
 
 static const agglo_op_case cases[] = {
     PARITY(&resize_bilinear, BOTH, 0, 1, 1, 1, 3, 2, 1),

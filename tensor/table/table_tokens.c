@@ -162,28 +162,52 @@ static void mean_bwd_run(agglo_backend *be, const agglo_op_case *c, agglo_tensor
     agglo_tokens_mean_bwd(be, &t[0], agglo_op_has(c, AGGLO_OP_ACCUMULATE), &t[1]);
 }
 
-static const agglo_op patchify = {"patchify",    "b height width patch", AGGLO_OP_EXTENTS, 3,   patchify_shape,
-                                  patchify_fill, patchify_run,           patchify_flops,   NULL};
-static const agglo_op tokens_join = {
-    "tokens_join", "b prefix n c", AGGLO_OP_POS | AGGLO_OP_POS_PER_IMAGE, 4, join_shape, NULL, join_run, join_flops,
-    NULL};
-static const agglo_op tokens_join_bwd = {"tokens_join_bwd",
-                                         "b prefix n c",
-                                         AGGLO_OP_POS | AGGLO_OP_POS_PER_IMAGE,
-                                         7,
-                                         join_bwd_shape,
-                                         NULL,
-                                         join_bwd_run,
-                                         join_bwd_flops,
-                                         NULL};
-static const agglo_op tokens_slice = {"tokens_slice", "b total first n c", 0,        2,          slice_shape,
-                                      NULL,           slice_run,           no_flops, slice_bytes};
-static const agglo_op tokens_slice_bwd = {
-    "tokens_slice_bwd", "b total first n c", AGGLO_OP_ACCUMULATE, 2, slice_bwd_shape, NULL, slice_bwd_run,
-    no_flops,           slice_bytes};
-static const agglo_op tokens_mean = {"tokens_mean", "b n c", 0, 2, mean_shape, NULL, mean_run, mean_flops, NULL};
-static const agglo_op tokens_mean_bwd = {
-    "tokens_mean_bwd", "b n c", AGGLO_OP_ACCUMULATE, 3, mean_bwd_shape, NULL, mean_bwd_run, mean_flops, NULL};
+static const agglo_op patchify = {.name = "patchify",
+                                  .dims = "b height width patch",
+                                  .flags = AGGLO_OP_EXTENTS,
+                                  .n_arrays = 3,
+                                  .shape = patchify_shape,
+                                  .fill = patchify_fill,
+                                  .run = patchify_run,
+                                  .flops = patchify_flops};
+static const agglo_op tokens_join = {.name = "tokens_join",
+                                     .dims = "b prefix n c",
+                                     .flags = AGGLO_OP_POS | AGGLO_OP_POS_PER_IMAGE,
+                                     .n_arrays = 4,
+                                     .shape = join_shape,
+                                     .run = join_run,
+                                     .flops = join_flops};
+static const agglo_op tokens_join_bwd = {.name = "tokens_join_bwd",
+                                         .dims = "b prefix n c",
+                                         .flags = AGGLO_OP_POS | AGGLO_OP_POS_PER_IMAGE,
+                                         .n_arrays = 7,
+                                         .shape = join_bwd_shape,
+                                         .run = join_bwd_run,
+                                         .flops = join_bwd_flops};
+static const agglo_op tokens_slice = {.name = "tokens_slice",
+                                      .dims = "b total first n c",
+                                      .n_arrays = 2,
+                                      .shape = slice_shape,
+                                      .run = slice_run,
+                                      .flops = no_flops,
+                                      .bytes = slice_bytes};
+static const agglo_op tokens_slice_bwd = {.name = "tokens_slice_bwd",
+                                          .dims = "b total first n c",
+                                          .flags = AGGLO_OP_ACCUMULATE,
+                                          .n_arrays = 2,
+                                          .shape = slice_bwd_shape,
+                                          .run = slice_bwd_run,
+                                          .flops = no_flops,
+                                          .bytes = slice_bytes};
+static const agglo_op tokens_mean = {
+    .name = "tokens_mean", .dims = "b n c", .n_arrays = 2, .shape = mean_shape, .run = mean_run, .flops = mean_flops};
+static const agglo_op tokens_mean_bwd = {.name = "tokens_mean_bwd",
+                                         .dims = "b n c",
+                                         .flags = AGGLO_OP_ACCUMULATE,
+                                         .n_arrays = 3,
+                                         .shape = mean_bwd_shape,
+                                         .run = mean_bwd_run,
+                                         .flops = mean_flops};
 
 static const agglo_op_case cases[] = {
     PARITY(&patchify, BOTH, 0, 1, 4, 4, 4),

@@ -19,3 +19,32 @@ same half half2
 expect 1 "the cache has features of precision bf16, the recipe asks for fp32" "$agglo" train recipe.yaml --out run --set cache=half
 expect 1 "the cache has features of precision fp32, the recipe asks for bf16" "$agglo" train recipe.yaml --out run "${half[@]}"
 [ ! -e run ] || fail "a refusal started a run"
+
+# training in BF16: the same bytes at any number of threads and after kills, F32 weights at the end, and about what F32 learns
+half=(--set train.precision=bf16)
+expect 2 "precision" "$agglo" train recipe.yaml --out run --set train.precision=half
+"$agglo" train recipe.yaml --out run --threads 1 --json >f32.json
+"$agglo" train recipe.yaml --out half1 "${half[@]}" --threads 1 --json >half.json
+"$agglo" train recipe.yaml --out half3 "${half[@]}" --threads 3 >/dev/null
+same half1/student.safetensors half3/student.safetensors
+cmp -s run/student.safetensors half1/student.safetensors && fail "the precision makes no difference"
+[ "$(stat -c %s run/student.safetensors)" = "$(stat -c %s half1/student.safetensors)" ] || fail "exports have other types"
+expect 1 "recipe" "$agglo" train recipe.yaml --out half1 --set train.precision=fp32
+n=0
+for after in 8 20 40 60 90 130 170 210 260 330 420; do
+  "$agglo" train recipe.yaml --out killed "${half[@]}" --threads 2 >/dev/null 2>&1 &
+  pid=$!
+  sleep "$(awk -v ms="$after" 'BEGIN { printf "%.3f", ms / 1000 }')"
+  kill -9 $pid 2>/dev/null || true
+  status=0
+  wait $pid 2>/dev/null || status=$?
+  [ $status -ne 137 ] || n=$((n + 1))
+done
+"$agglo" train recipe.yaml --out killed "${half[@]}" --threads 2 >/dev/null
+[ $n -gt 0 ] || fail "train was never caught"
+same half1/student.safetensors killed/student.safetensors
+for run in run half1; do "$agglo" eval distill --run $run --recipe recipe.yaml --json >$run.json; done
+for teacher in clip dinov2; do
+  a=$(value run.json teachers $teacher spatial_cos) b=$(value half1.json teachers $teacher spatial_cos)
+  awk -v a="$a" -v b="$b" 'BEGIN { d = a - b; exit !(d < 0.02 && d > -0.02) }' || fail "$teacher: cosine $a in fp32, $b in bf16"
+done

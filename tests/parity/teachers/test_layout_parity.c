@@ -171,6 +171,16 @@ static void clip_of_timm(void **state)
     check_all("timm-clip", cases, AGGLO_COUNT(cases), false);
 }
 
+/* Names of a state_dict in memory. */
+static void dinov2_of_transformers(void **state)
+{
+    static const char *const cases[] = {"native", "rect"};
+
+    (void)state;
+    check_all("hf-dinov2-state", cases, AGGLO_COUNT(cases), false);
+    check_all("hf-dinov2-state-swiglu", cases, AGGLO_COUNT(cases), false);
+}
+
 /* Rules of positions are the hub's without a word: offset 0.1 without registers, antialias with them. */
 static void dinov2_of_the_hub(void **state)
 {
@@ -228,8 +238,13 @@ static void wrong_choices_show(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(clip_of_transformers), cmocka_unit_test(clip_of_openclip), cmocka_unit_test(clip_of_timm),
-        cmocka_unit_test(dinov2_of_the_hub),    cmocka_unit_test(sixteen_bits),     cmocka_unit_test(sharded),
+        cmocka_unit_test(clip_of_transformers),
+        cmocka_unit_test(clip_of_openclip),
+        cmocka_unit_test(clip_of_timm),
+        cmocka_unit_test(dinov2_of_transformers),
+        cmocka_unit_test(dinov2_of_the_hub),
+        cmocka_unit_test(sixteen_bits),
+        cmocka_unit_test(sharded),
         cmocka_unit_test(wrong_choices_show),
     };
     agglo_err err = {0};

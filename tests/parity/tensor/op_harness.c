@@ -234,6 +234,7 @@ static void check_array(const run *r, int i, const double *got, const double *ex
 static void run_on(const run *r, agglo_backend *be, uint8_t **got)
 {
     agglo_tensor t[AGGLO_OP_ARRAYS] = {0};
+    agglo_optim *list;
     agglo_err err = {0};
     int n = r->c->op->n_arrays;
 
@@ -244,6 +245,7 @@ static void run_on(const run *r, agglo_backend *be, uint8_t **got)
             assert_non_null(t[i].data);
         }
     }
+    assert_ok(agglo_op_case_list(be, r->c, t, &list, &err));
     for (int pass = 0; pass < 2; pass++) {
         agglo_alloc_stats before;
 
@@ -253,12 +255,13 @@ static void run_on(const run *r, agglo_backend *be, uint8_t **got)
             }
         }
         before = agglo_alloc_counts();
-        r->c->op->run(be, r->c, t);
+        agglo_op_case_run(be, r->c, list, t);
         assert_ok(agglo_backend_check(be, &err));
         if (pass == 1 && agglo_alloc_counts().n_total != before.n_total) {
             fail_msg("%s: allocates in the steady state", r->text);
         }
     }
+    agglo_optim_free(list);
     for (int i = 0; i < n; i++) {
         got[i] = NULL;
         if (present(&r->a[i])) {

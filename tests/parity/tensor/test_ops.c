@@ -2,7 +2,8 @@
  * runs one.
  *
  * AGGLO_TEST_DEVICE in the environment names another device than the CPU; then three backends on it must give the same bytes, its
- * results are compared with the CPU backend's too, and the program is skipped where there is no such device.
+ * results are compared with the CPU backend's too, and the program is skipped where there is no such device. AGGLO_TEST_SLOW, set to
+ * anything, runs the rows that take seconds, and those alone.
  */
 #include "tests/parity/tensor/op_harness.h"
 #include "tests/parity/tensor/test_device.h"
@@ -19,6 +20,7 @@ static const op_test_family *const families[] = {
 
 static const char *device; /* as agglo_backend_open takes it */
 static op_backends backends;
+static unsigned slow; /* AGGLO_USE_SLOW: those rows alone */
 
 static const op_test *find_test(const char *name)
 {
@@ -45,7 +47,10 @@ static void test_family(void **state)
         if (test == NULL) {
             fail_msg("%s has no reference here", c->op->name);
         }
-        for (unsigned type = AGGLO_OP_F32; (c->use & AGGLO_USE_PARITY) != 0 && type <= AGGLO_OP_BF16; type <<= 1) {
+        if ((c->use & AGGLO_USE_PARITY) == 0 || (c->use & AGGLO_USE_SLOW) != slow) {
+            continue;
+        }
+        for (unsigned type = AGGLO_OP_F32; type <= AGGLO_OP_BF16; type <<= 1) {
             if ((c->types & type) != 0 && type == AGGLO_OP_BF16 && !bf16) {
                 n_left_out++;
             } else if ((c->types & type) != 0) {
@@ -56,7 +61,7 @@ static void test_family(void **state)
     }
     printf("%s: %d cases", family->name, n);
     printf(n_left_out > 0 ? ", %d in BF16 left out, which %s does not compute with\n" : "\n", n_left_out, device);
-    assert_true(n > 0);
+    assert_true(n > 0 || slow != 0);
 }
 
 /* What is written down is used: a reference without a row in the parity table would check nothing. */
@@ -275,6 +280,7 @@ int main(void)
         tests[i + N_OTHERS].initial_state = (void *)(uintptr_t)table[i];
     }
     device = test_device();
+    slow = getenv("AGGLO_TEST_SLOW") != NULL ? AGGLO_USE_SLOW : 0;
     test_filter();
     return test_finish("parity_tensor_ops", _cmocka_run_group_tests("parity_tensor_ops", tests, n_families + N_OTHERS,
                                                                     open_backends, close_backends));

@@ -64,7 +64,7 @@ static void test_everything(void **state)
         "teachers:\n"
         "  - {name: clip, weights: w, size: 32, batch: 4, codec: fp32, cosine: 0.95,\n"
         "     summary_weight: 0.5, spatial_weight: 2, summary: preproj, spatial_norm: false, precision: bf16}\n"
-        "  - {name: d2, weights: w2, arch: dinov2-small, group: wide, pos_interp: hf}\n"
+        "  - {name: d2, weights: w2, arch: dinov2-small, group: wide, pos_interp: hf, act: quick_gelu}\n"
         "student: {arch: vit, dim: 64, depth: 2, heads: 2, patch: 8, registers: 4, summary: avg}\n"
         "loss: {cos: 1, smooth_l1: 0, smooth_l1_threshold: 2, space: native, balance: none}\n"
         "train: {seed: 3, steps: 10, batch: 2, size: 64, lr: 3.0e-4, schedule: constant, warmup: 5,\n"
@@ -94,6 +94,8 @@ static void test_everything(void **state)
     assert_int_equal(r.teachers[1].precision, 0);
     assert_int_equal(r.teachers[1].codec, AGGLO_CODEC_BF16);
     assert_int_equal(r.teachers[1].pos_interp, 2);
+    assert_int_equal(r.teachers[0].act, 0);
+    assert_int_equal(r.teachers[1].act, 2);
     assert_int_equal(r.student.registers, 4);
     assert_int_equal(r.student.summary, AGGLO_SUMMARY_AVG);
     assert_true(r.trainer.cos == 1 && r.trainer.smooth_l1_threshold == 2 && r.trainer.clip == 1.5);

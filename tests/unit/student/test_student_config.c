@@ -269,7 +269,7 @@ static void check_initial(int64_t head_version)
     config.head_version = head_version;
     config.head_inner = 2;
     assert_ok(agglo_backend_cpu_new(&backend, 1, &err));
-    assert_ok(agglo_student_new(&student, backend, &config, &head, 1, false, &err));
+    assert_ok(agglo_student_new(&student, backend, &config, &head, 1, false, AGGLO_F32, &err));
     params = agglo_student_params(student);
     assert_ok(agglo_params_init(params, 3, &err));
     for (size_t i = 0; i < agglo_params_count(params); i++) {

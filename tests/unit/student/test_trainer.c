@@ -4,30 +4,9 @@
 #include <math.h>
 
 #include "student/checkpoint.h"
-#include "tests/support/support.h"
+#include "tests/unit/student/trainer_case.h"
 
-#define BATCH 3
-#define SIZE  16
-
-static const agglo_head_config heads[2] = {{"one", 12, 10, 4, 4, 1.0, 1.0}, {"two", 9, 14, 3, 5, 0.3, 2.0}};
-
-static agglo_student_config tiny(void)
-{
-    agglo_student_config config;
-    agglo_err err = {0};
-
-    assert_ok(agglo_student_config_by_name(&config, "vit", &err));
-    config.dim = 16;
-    config.depth = 2;
-    config.heads = 2;
-    config.patch = 4;
-    config.image = SIZE;
-    config.registers = 1;
-    config.final_norm = true;
-    config.head_inner = 1;
-    config.pos_grid = 6; /* another than 4, so that it is resampled */
-    return config;
-}
+static agglo_dtype precision; /* of the trainers that `make` makes */
 
 static agglo_trainer *make(agglo_backend *backend, const agglo_student_config *config, uint64_t seed)
 {
@@ -35,49 +14,11 @@ static agglo_trainer *make(agglo_backend *backend, const agglo_student_config *c
     agglo_trainer *trainer;
     agglo_err err = {0};
 
+    options.precision = precision;
+
     assert_ok(agglo_trainer_new(&trainer, backend, config, heads, 2, &options, &err));
     assert_ok(agglo_trainer_init(trainer, seed, &err));
     return trainer;
-}
-
-static void make_batch(agglo_batch *batch, uint64_t stream)
-{
-    test_random random = test_random_new(stream);
-    agglo_err err = {0};
-
-    memset(batch, 0, sizeof *batch);
-    batch->batch = BATCH;
-    batch->size = SIZE;
-    batch->pixels = agglo_alloc(BATCH, SIZE * SIZE * 3, &err);
-    test_random_bytes(&random, batch->pixels, BATCH * SIZE * SIZE * 3);
-    batch->n_teachers = 2;
-    for (int i = 0; i < 2; i++) {
-        agglo_batch_targets *to = &batch->targets[i];
-        size_t n_summary = (size_t)(BATCH * heads[i].summary_dim);
-        size_t n_spatial = (size_t)(BATCH * heads[i].grid_h * heads[i].grid_w * heads[i].spatial_dim);
-
-        to->summary_dtype = to->spatial_dtype = AGGLO_F32;
-        to->summary = agglo_alloc(n_summary, sizeof(float), &err);
-        to->spatial = agglo_alloc(n_spatial, sizeof(float), &err);
-        to->valid = agglo_alloc(BATCH, sizeof(float), &err);
-        test_random_fill(&random, to->summary, n_summary, 1.0f);
-        test_random_fill(&random, to->spatial, n_spatial, 1.5f);
-        for (int b = 0; b < BATCH; b++) {
-            to->valid[b] = i == 1 && b == 1 ? 0.0f : 1.0f;
-        }
-        batch->plan.summary_weight[i] = heads[i].summary_weight;
-        batch->plan.spatial_weight[i] = heads[i].spatial_weight;
-    }
-}
-
-static void clear_batch(agglo_batch *batch)
-{
-    for (size_t i = 0; i < batch->n_teachers; i++) {
-        agglo_free(batch->targets[i].summary);
-        agglo_free(batch->targets[i].spatial);
-        agglo_free(batch->targets[i].valid);
-    }
-    agglo_free(batch->pixels);
 }
 
 static void step(agglo_trainer *trainer, agglo_batch *batch, agglo_metrics *metrics)
@@ -87,25 +28,6 @@ static void step(agglo_trainer *trainer, agglo_batch *batch, agglo_metrics *metr
     batch->plan.step = agglo_trainer_steps(trainer);
     batch->plan.lr = 1e-2 / (1.0 + (double)batch->plan.step);
     assert_ok(agglo_trainer_step(trainer, batch, metrics, &err));
-}
-
-/* All parameters, one behind the other, in a new block. */
-static float *all_values(agglo_trainer *trainer, agglo_backend *backend, int64_t *n)
-{
-    agglo_params *params = agglo_student_params(agglo_trainer_student(trainer));
-    agglo_err err = {0};
-    float *out;
-    int64_t used = 0;
-
-    *n = agglo_params_elements(params);
-    out = agglo_alloc((size_t)*n, sizeof *out, &err);
-    for (size_t i = 0; i < agglo_params_count(params); i++) {
-        const agglo_tensor *value = &agglo_params_at(params, i)->value;
-
-        agglo_download(backend, out + used, value->data, agglo_tensor_bytes(value));
-        used += agglo_tensor_count(value);
-    }
-    return out;
 }
 
 static double loss_at(agglo_trainer *trainer, const agglo_batch *batch)
@@ -251,6 +173,13 @@ static void test_threads(void **state)
     agglo_free(first);
 }
 
+static void test_threads_bf16(void **state)
+{
+    precision = AGGLO_BF16;
+    test_threads(state);
+    precision = AGGLO_F32;
+}
+
 static void assert_same_files(const char *a, const char *b)
 {
     char *bytes[2];
@@ -338,6 +267,62 @@ static void test_resume(void **state)
     agglo_backend_free(backend);
 }
 
+/* In BF16 as in F32: masters are saved, and copies follow from them. */
+static void test_resume_bf16(void **state)
+{
+    precision = AGGLO_BF16;
+    test_resume(state);
+    precision = AGGLO_F32;
+}
+
+/* Behind every step and every load the copies are the masters, rounded. */
+static void assert_copies(agglo_trainer *trainer)
+{
+    agglo_params *params = agglo_student_params(agglo_trainer_student(trainer));
+    size_t n_copies = 0;
+
+    for (size_t i = 0; i < agglo_params_count(params); i++) {
+        const agglo_param *param = agglo_params_at(params, i);
+
+        if (agglo_param_has_copy(param)) {
+            const float *value = param->value.data;
+            const uint16_t *stored = param->stored.data;
+
+            for (int64_t k = 0; k < agglo_tensor_count(&param->value); k++) {
+                assert_int_equal(stored[k], agglo_f32_to_bf16(value[k]));
+            }
+            n_copies++;
+        }
+    }
+    assert_true(n_copies > 10);
+}
+
+static void test_copies_bf16(void **state)
+{
+    agglo_student_config config = tiny();
+    const char *run = test_dir();
+    agglo_backend *backend;
+    agglo_trainer *trainer;
+    bool found;
+    agglo_err err = {0};
+
+    (void)state;
+    precision = AGGLO_BF16;
+    assert_ok(agglo_backend_cpu_new(&backend, 2, &err));
+    trainer = make(backend, &config, 1);
+    assert_copies(trainer);
+    train(trainer, 3);
+    assert_copies(trainer);
+    assert_ok(agglo_checkpoint_save(trainer, run, "recipe", 1, &err));
+    agglo_trainer_free(trainer);
+    trainer = make(backend, &config, 2);
+    assert_ok(agglo_checkpoint_load(trainer, run, "recipe", &found, &err));
+    assert_copies(trainer);
+    agglo_trainer_free(trainer);
+    agglo_backend_free(backend);
+    precision = AGGLO_F32;
+}
+
 /* The newest checkpoint cut short, or with any byte changed, is refused by name and leaves the trainer as it was; without it the one
  * before serves. */
 static void test_damaged_checkpoint(void **state)
@@ -418,6 +403,13 @@ static void test_steady_state(void **state)
     clear_batch(&batch);
     agglo_trainer_free(trainer);
     agglo_backend_free(backend);
+}
+
+static void test_steady_state_bf16(void **state)
+{
+    precision = AGGLO_BF16;
+    test_steady_state(state);
+    precision = AGGLO_F32;
 }
 
 /* Values that are not finite stop the run in that step, and change no parameter. */
@@ -621,9 +613,13 @@ int main(void)
         cmocka_unit_test(test_gradients_cls),
         cmocka_unit_test(test_gradients_avg),
         cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_threads_bf16),
         cmocka_unit_test(test_resume),
+        cmocka_unit_test(test_resume_bf16),
+        cmocka_unit_test(test_copies_bf16),
         cmocka_unit_test(test_damaged_checkpoint),
         cmocka_unit_test(test_steady_state),
+        cmocka_unit_test(test_steady_state_bf16),
         cmocka_unit_test(test_not_finite),
         cmocka_unit_test(test_weight_zero),
         cmocka_unit_test(test_clip),

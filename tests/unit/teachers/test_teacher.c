@@ -474,6 +474,7 @@ static void lying_configs(void **state)
         {"{\"num_attention_heads\": 5}", AGGLO_E_CONFIG, "heads 5"},
         {"{\"num_attention_heads\": 0}", AGGLO_E_DATA, "num_attention_heads"},
         {"{\"num_attention_heads\": 2, \"layer_norm_eps\": -1}", AGGLO_E_DATA, "layer_norm_eps"},
+        {"{\"num_attention_heads\": 2, \"layer_norm_eps\": 1e-85}", AGGLO_E_DATA, "layer_norm_eps is 1e-85"},
         {"{\"num_attention_heads\": ", AGGLO_E_DATA, "b.config.json"},
         {"[]", AGGLO_E_DATA, "b.config.json"},
     };

@@ -1,9 +1,11 @@
-/* What tensor/ops.h promises of the CPU: a row of a product, a normalised row and an image's attention do not depend on what else is in the
- * batch, bit for bit, in both storage types. Whole batches are compared with every part of them. */
+/* What tensor/ops.h promises of the CPU: a row of a product, a normalised row, an image's attention and its convolutions do not depend on
+ * what else is in the batch, bit for bit, in both storage types. Whole batches are compared with every part of them. */
 #include "tests/support/support.h"
 
 #include "tensor/backend.h"
 #include "tensor/ops.h"
+#include "tensor/ops_attention_bias.h"
+#include "tensor/ops_conv.h"
 
 #include <math.h>
 
@@ -129,6 +131,143 @@ static void check_images(agglo_dtype type)
     release(t, COUNT);
 }
 
+/* Attention with a bias of either kind over windows: tokens with a prefix, several tiles of queries and blocks of keys. */
+static void check_biased(agglo_dtype type, bool dense)
+{
+    enum { GRID_H = 18, GRID_W = 16, PREFIX = 2, N_ALL = PREFIX + GRID_H * GRID_W };
+    enum { QKV, OUT, LSE, D_OUT, D_QKV, REL_H, REL_W, TABLE, D_REL_H, D_REL_W, D_TABLE, ONE_OUT, ONE_LSE, ONE_D_QKV };
+    enum { COUNT = ONE_D_QKV + 1 };
+    agglo_tensor t[COUNT];
+    agglo_bias bias = {.n_prefix = PREFIX, .grid_h = GRID_H, .grid_w = GRID_W};
+    agglo_bias_gradient d_bias = {0};
+    float scale = 1.0f / sqrtf((float)HEAD_DIM);
+
+    t[QKV] = TENSOR(type, true, IMAGES, N_ALL, 3, HEADS, HEAD_DIM);
+    t[D_OUT] = TENSOR(type, true, IMAGES, N_ALL, HEADS, HEAD_DIM);
+    t[OUT] = TENSOR(type, false, IMAGES, N_ALL, HEADS, HEAD_DIM);
+    t[LSE] = TENSOR(AGGLO_F32, false, IMAGES, HEADS, N_ALL);
+    t[D_QKV] = TENSOR(type, false, IMAGES, N_ALL, 3, HEADS, HEAD_DIM);
+    t[REL_H] = TENSOR(AGGLO_F32, true, 2 * GRID_H - 1, HEAD_DIM);
+    t[REL_W] = TENSOR(AGGLO_F32, true, 2 * GRID_W - 1, HEAD_DIM);
+    t[TABLE] = TENSOR(AGGLO_F32, true, HEADS, N_ALL, N_ALL);
+    t[D_REL_H] = TENSOR(AGGLO_F32, true, 2 * GRID_H - 1, HEAD_DIM);
+    t[D_REL_W] = TENSOR(AGGLO_F32, true, 2 * GRID_W - 1, HEAD_DIM);
+    t[D_TABLE] = TENSOR(AGGLO_F32, true, HEADS, N_ALL, N_ALL);
+    t[ONE_OUT] = TENSOR(type, false, 1, N_ALL, HEADS, HEAD_DIM);
+    t[ONE_LSE] = TENSOR(AGGLO_F32, false, 1, HEADS, N_ALL);
+    t[ONE_D_QKV] = TENSOR(type, false, 1, N_ALL, 3, HEADS, HEAD_DIM);
+    if (dense) {
+        bias = (agglo_bias){.table = &t[TABLE]};
+        d_bias.table = &t[D_TABLE];
+    } else {
+        bias.rel_h = &t[REL_H];
+        bias.rel_w = &t[REL_W];
+        d_bias = (agglo_bias_gradient){.rel_h = &t[D_REL_H], .rel_w = &t[D_REL_W]};
+    }
+
+    agglo_attention_bias(be, &t[QKV], scale, &bias, &t[OUT], &t[LSE]);
+    agglo_attention_bias_bwd(be, &t[D_OUT], &t[QKV], &t[OUT], &t[LSE], scale, &bias, &t[D_QKV], &d_bias);
+    for (int64_t b = 0; b < IMAGES; b++) {
+        agglo_tensor qkv = part_of(&t[QKV], b, 1), d_out = part_of(&t[D_OUT], b, 1);
+
+        agglo_attention_bias(be, &qkv, scale, &bias, &t[ONE_OUT], &t[ONE_LSE]);
+        agglo_attention_bias_bwd(be, &d_out, &qkv, &t[ONE_OUT], &t[ONE_LSE], scale, &bias, &t[ONE_D_QKV], &d_bias);
+        assert_same("biased attention", &t[OUT], b, &t[ONE_OUT], 1);
+        assert_same("its lse", &t[LSE], b, &t[ONE_LSE], 1);
+        assert_same("its gradient", &t[D_QKV], b, &t[ONE_D_QKV], 1);
+    }
+    release(t, COUNT);
+}
+
+static void test_biased(void **state)
+{
+    (void)state;
+    for (int dense = 0; dense < 2; dense++) {
+        check_biased(AGGLO_F32, dense != 0);
+        check_biased(AGGLO_BF16, dense != 0);
+    }
+}
+
+/* A convolution of every kind that the CPU does differently: by oneDNN, by products, pixel by pixel, depthwise; both ways. */
+typedef struct conv_case {
+    const char *name;
+    bool transposed;
+    int64_t h, w, c, o, k;
+    int stride, pad;
+    bool depthwise;
+} conv_case;
+
+static const conv_case convs[] = {
+    {"3x3, a large map", false, 24, 21, 16, 32, 3, 1, 1, false},
+    {"3x3 stride 2", false, 33, 30, 19, 37, 3, 2, 1, false},
+    {"3x3, a small map", false, 7, 6, 70, 45, 3, 1, 1, false},
+    {"1x1", false, 9, 7, 67, 50, 1, 1, 0, false},
+    {"1x1 stride 2", false, 9, 8, 67, 50, 1, 2, 0, false},
+    {"patches", false, 32, 48, 3, 71, 16, 16, 0, false},
+    {"2x2 stride 2", false, 14, 14, 40, 33, 2, 2, 0, false},
+    {"5x5 stride 3", false, 20, 17, 8, 9, 5, 3, 2, false},
+    {"depthwise", false, 13, 12, 35, 35, 3, 1, 1, true},
+    {"transposed 2x2", true, 7, 7, 40, 33, 2, 2, 0, false},
+    {"transposed 3x3", true, 7, 6, 100, 40, 3, 2, 1, false},
+};
+
+static void check_conv(const conv_case *c, agglo_dtype type)
+{
+    enum { X, W, B, PRE, Y, D_X, PART_PRE, PART_Y, PART_D_X, COUNT };
+    const agglo_conv2d_config config = {c->stride, c->stride, c->pad, c->pad, c->depthwise ? (int)c->c : 1};
+    int64_t oh =
+        c->transposed ? (c->h - 1) * c->stride - 2 * c->pad + c->k : (c->h + 2 * c->pad - c->k) / c->stride + 1;
+    int64_t ow =
+        c->transposed ? (c->w - 1) * c->stride - 2 * c->pad + c->k : (c->w + 2 * c->pad - c->k) / c->stride + 1;
+    agglo_tensor t[COUNT];
+    char what[64];
+
+    t[X] = TENSOR(type, true, IMAGES, c->h, c->w, c->c);
+    t[W] = c->transposed ? TENSOR(type, true, c->c, c->k, c->k, c->o)
+                         : TENSOR(type, true, c->o, c->k, c->k, c->depthwise ? 1 : c->c);
+    t[B] = TENSOR(AGGLO_F32, true, c->o);
+    t[PRE] = TENSOR(type, false, IMAGES, oh, ow, c->o);
+    t[Y] = TENSOR(type, false, IMAGES, oh, ow, c->o);
+    t[D_X] = TENSOR(type, false, IMAGES, c->h, c->w, c->c);
+    t[PART_PRE] = TENSOR(type, false, IMAGES, oh, ow, c->o);
+    t[PART_Y] = TENSOR(type, false, IMAGES, oh, ow, c->o);
+    t[PART_D_X] = TENSOR(type, false, IMAGES, c->h, c->w, c->c);
+    /* the whole batch, then one image, two, and the rest */
+    for (int64_t first = -IMAGES, n; first < IMAGES; first += n) {
+        agglo_tensor x, pre, y, d_y, d_x;
+
+        n = first < 0 ? IMAGES : first < 2 ? first + 1 : IMAGES - first;
+        x = part_of(&t[X], first < 0 ? 0 : first, n);
+        d_y = part_of(&t[PRE], first < 0 ? 0 : first, n);
+        pre = part_of(&t[first < 0 ? PRE : PART_PRE], 0, n);
+        y = part_of(&t[first < 0 ? Y : PART_Y], 0, n);
+        d_x = part_of(&t[first < 0 ? D_X : PART_D_X], 0, n);
+        if (c->transposed) {
+            agglo_conv_transpose2d(be, &config, &x, &t[W], &t[B], AGGLO_ACT_SILU, &pre, &y);
+            agglo_conv_transpose2d_bwd_input(be, &config, &d_y, &t[W], false, &d_x);
+        } else {
+            agglo_conv2d(be, &config, &x, &t[W], &t[B], AGGLO_ACT_SILU, &pre, &y);
+            agglo_conv2d_bwd_input(be, &config, &d_y, &t[W], false, &d_x);
+        }
+        if (first >= 0) {
+            snprintf(what, sizeof what, "%s in %s", c->name, agglo_dtype_name(type));
+            assert_same(what, &t[PRE], first, &pre, n);
+            assert_same(what, &t[Y], first, &y, n);
+            assert_same(what, &t[D_X], first, &d_x, n);
+        }
+    }
+    release(t, COUNT);
+}
+
+static void test_convs(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < AGGLO_COUNT(convs); i++) {
+        check_conv(&convs[i], AGGLO_F32);
+        check_conv(&convs[i], AGGLO_BF16);
+    }
+}
+
 static void test_rows(void **state)
 {
     (void)state;
@@ -167,6 +306,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_rows, open_backend, close_backend),
         cmocka_unit_test_setup_teardown(test_images, open_backend, close_backend),
+        cmocka_unit_test_setup_teardown(test_biased, open_backend, close_backend),
+        cmocka_unit_test_setup_teardown(test_convs, open_backend, close_backend),
     };
 
     return test_run("unit_tensor_rows", tests);
