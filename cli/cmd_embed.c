@@ -8,10 +8,10 @@
 #include "cli/embed_out.h"
 #include "cli/features.h"
 
-static const char *weights, *arch, *head, *out_path;
+static const char *weights, *arch, *act, *head, *out_path;
 static int64_t size, batch, most;
-static bool summary_only;
-static int dtype_option, pos_option;
+static bool summary_only, neck;
+static int dtype_option, pos_option, precision_option;
 
 static const agglo_option options[] = {
     {"weights", AGGLO_OPTION_STRING, &weights, "FILE", "a teacher's or a student's safetensors", 0, 0},
@@ -23,6 +23,9 @@ static const agglo_option options[] = {
     {"dtype", AGGLO_OPTION_CHOICE, &dtype_option, "fp32|fp16", "how features are stored (fp32)", 0, 0},
     {"pos-interp", AGGLO_OPTION_CHOICE, &pos_option, "auto|hub|hf",
      "whose rule resamples a teacher's positions at another size (auto)", 0, 0},
+    {"act", AGGLO_OPTION_STRING, &act, "gelu|quick_gelu", "a teacher's activation (as its files state)", 0, 0},
+    {"precision", AGGLO_OPTION_CHOICE, &precision_option, "fp32|bf16", "what a teacher computes with (fp32)", 0, 0},
+    {"neck", AGGLO_OPTION_FLAG, &neck, NULL, "SAM: spatial features behind the neck", 0, 0},
     {"batch", AGGLO_OPTION_INT, &batch, "N", "pictures in one run of the model (32 at 224 pixels)", 1, 4096},
     {"per-file", AGGLO_OPTION_INT, &most, "N", "pictures in one safetensors file (as many as a header takes)", 1, 9e15},
 };
@@ -87,12 +90,7 @@ static void print_report(const agglo_cli *cli, const agglo_encoder_info *info, c
 
 static agglo_status run(agglo_cli *cli, agglo_err *err)
 {
-    agglo_encoder_options model = {.weights = weights,
-                                   .head = head,
-                                   .arch = arch,
-                                   .size = (int)size,
-                                   .max_batch = (int)batch,
-                                   .pos_interp = (agglo_pos_interp)pos_option};
+    agglo_encoder_options model = agglo_encoder_options_default(weights);
     agglo_embed_options how = {.batch = (int)batch, .spatial = !summary_only, .label = "embed"};
     agglo_pictures_report report = {0};
     agglo_backend *backend = NULL;
@@ -104,6 +102,14 @@ static agglo_status run(agglo_cli *cli, agglo_err *err)
     double begun = agglo_now();
     char *spool_dir = NULL;
 
+    model.head = head;
+    model.model.arch = arch;
+    model.model.act = act;
+    model.model.size = (int)size;
+    model.model.max_batch = (int)batch;
+    model.model.pos_interp = (agglo_pos_interp)pos_option;
+    model.model.precision = precision_option == 1 ? AGGLO_BF16 : AGGLO_F32;
+    model.model.neck = neck;
     how.n_workers = cli->threads > 0 ? (int)cli->threads : agglo_cores();
     if (weights == NULL || out_path == NULL || out_path[0] == '\0') {
         agglo_fail(err, AGGLO_E_CONFIG, "--%s is missing",

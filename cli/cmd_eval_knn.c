@@ -5,7 +5,7 @@
 #include "cli/features.h"
 #include "student/eval_knn.h"
 
-static const char *train_dir, *val_dir, *weights, *head;
+static const char *train_dir, *val_dir, *weights, *head, *act;
 static int64_t k = 20, size;
 static double temperature = 0.07;
 
@@ -15,6 +15,7 @@ static const agglo_option options[] = {
     {"weights", AGGLO_OPTION_STRING, &weights, "FILE", "a teacher's or a student's safetensors", 0, 0},
     {"head", AGGLO_OPTION_STRING, &head, "NAME", "a student's head for this teacher (its backbone)", 0, 0},
     {"size", AGGLO_OPTION_INT, &size, "N", "side of the input, pixels (the model's own)", 1, 8192},
+    {"act", AGGLO_OPTION_STRING, &act, "gelu|quick_gelu", "a teacher's activation (as its files state)", 0, 0},
     {"k", AGGLO_OPTION_INT, &k, "N", "neighbours (20)", 1, 100000},
     {"temperature", AGGLO_OPTION_DOUBLE, &temperature, "T", "a neighbour votes exp(similarity / T) (0.07)", 1e-3, 1e3},
 };
@@ -33,7 +34,7 @@ static agglo_status run(agglo_cli *cli, agglo_err *err)
 {
     agglo_knn_config config = agglo_knn_config_default();
     agglo_backend *backend = NULL;
-    agglo_encoder_options model;
+    agglo_encoder_options model = agglo_encoder_options_default(weights);
     agglo_encoder encoder = {0};
     agglo_dataset *train = NULL, *val = NULL;
     agglo_features bank = {0}, queries = {0};
@@ -47,7 +48,9 @@ static agglo_status run(agglo_cli *cli, agglo_err *err)
                           : val_dir == NULL ? "val DATASET"
                                             : "weights FILE");
     }
-    model = (agglo_encoder_options){.weights = weights, .head = head, .size = (int)size};
+    model.head = head;
+    model.model.size = (int)size;
+    model.model.act = act;
     config.k = (int)k;
     config.temperature = temperature;
     if (agglo_dataset_open(&train, &train_dir, 1, err) != AGGLO_OK ||

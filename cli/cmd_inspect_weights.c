@@ -72,6 +72,14 @@ static agglo_status add_teacher(json_t *object, const agglo_weights *weights, ag
                                   c->patch, "image", c->image, "proj", c->proj, "registers", c->registers, "act",
                                   c->swiglu ? "swiglu" : agglo_teacher_act_name(c->act), "layer_norm_eps",
                                   (double)c->norm_eps));
+    if (strcmp(c->family, "sam") == 0) {
+        json_t *config = json_object_get(object, "config");
+        char list[1024];
+
+        json_object_set_new(config, "window", json_integer(c->window));
+        json_object_set_new(config, "global_layers", json_string(agglo_teacher_global_text(c, list, sizeof list)));
+        json_object_set_new(config, "neck", json_integer(c->neck));
+    }
     json_object_set_new(object, "preprocess",
                         json_pack("{s:i, s:s, s:s, s:[f,f,f], s:[f,f,f]}", "size", c->image, "fit", fit_name(c->fit),
                                   "filter", c->filter == AGGLO_BILINEAR ? "bilinear" : "bicubic", "mean",

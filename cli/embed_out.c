@@ -7,9 +7,8 @@
 #include "base/hash.h"
 #include "base/npy.h"
 #include "base/safetensors.h"
+#include "ingest/safe_key.h"
 #include "ingest/uid_set.h"
-
-enum { MAX_PART = 160, CUT_PART = 140, MAX_KEY = 1000 };
 
 struct agglo_embed_out {
     char *path; /* of the folder, or of the first file without ".safetensors" */
@@ -30,72 +29,19 @@ struct agglo_embed_out {
 
 /* ---- keys ---- */
 
-/* One part of a path, made harmless, at out + used; returns the new length. out has room for MAX_PART more. */
-static size_t clean_part(const char *part, size_t n, char *out, size_t used)
-{
-    size_t begin = used;
-
-    for (size_t i = 0; i < n;) {
-        const uint8_t *p = (const uint8_t *)part + i;
-        int length = agglo_utf8_length(p); /* the text ends in a NUL, so no sequence reaches behind it */
-
-        if (used - begin + 4 > CUT_PART) {
-            return used + (size_t)snprintf(out + used, 20, "~%016llx", (unsigned long long)agglo_xxh3_64(part, n));
-        }
-        if (length == 0 || (size_t)length > n - i || *p < 0x20 || *p == 0x7f || *p == '\\' || (i == 0 && *p == '.')) {
-            out[used++] = '_';
-            i++;
-        } else {
-            memcpy(out + used, p, (size_t)length);
-            used += (size_t)length;
-            i += (size_t)length;
-        }
-    }
-    if (used - begin > 4 && memcmp(out + used - 4, ".npy", 4) == 0) {
-        out[used++] = '_';
-    }
-    return used;
-}
-
-void agglo_embed_key(const char *key, char *out, size_t n)
-{
-    size_t used = 0;
-
-    AGGLO_ASSERT(n >= AGGLO_EMBED_KEY_BYTES);
-    for (const char *p = key; *p != '\0';) {
-        size_t length = strcspn(p, "/");
-
-        if (length > 0 && !(length == 1 && *p == '.')) {
-            if (used + MAX_PART + 16 > MAX_KEY) { /* too long for a path: the rest is a hash */
-                used += (size_t)snprintf(out + used, 20, "~%016llx", (unsigned long long)agglo_xxh3_64(p, strlen(p)));
-                break;
-            }
-            if (used > 0) {
-                out[used++] = '/';
-            }
-            used = clean_part(p, length, out, used);
-        }
-        p += length + (p[length] == '/');
-    }
-    if (used == 0) {
-        out[used++] = '_';
-    }
-    out[used] = '\0';
-}
-
 /* Harmless and not given out before. */
 static agglo_status own_key(agglo_embed_out *o, const char *key, uint64_t number, char *out, agglo_err *err)
 {
     bool known = true;
 
-    agglo_embed_key(key, out, AGGLO_EMBED_KEY_BYTES);
+    agglo_safe_key(key, out, AGGLO_SAFE_KEY_BYTES);
     for (int round = 0; known; round++) {
         size_t n = strlen(out);
         agglo_hash128 hash;
 
         if (round > 0) {
-            AGGLO_ASSERT(n + 24 < AGGLO_EMBED_KEY_BYTES);
-            snprintf(out + n, AGGLO_EMBED_KEY_BYTES - n, "~%llu", (unsigned long long)number);
+            AGGLO_ASSERT(n + 24 < AGGLO_SAFE_KEY_BYTES);
+            snprintf(out + n, AGGLO_SAFE_KEY_BYTES - n, "~%llu", (unsigned long long)number);
         }
         hash = agglo_xxh3_128(out, strlen(out));
         if (agglo_uid_set_add(o->keys, hash.bytes, &known, err) != AGGLO_OK) {
@@ -280,7 +226,7 @@ agglo_status agglo_embed_out_add(agglo_embed_out *o, const char *key, uint64_t n
 {
     const int64_t shape[] = {o->info.summary_dim}, grid[] = {o->grid, o->grid, o->info.spatial_dim};
     const size_t n_summary = (size_t)o->info.summary_dim, n_spatial = (size_t)(o->grid * o->grid * o->info.spatial_dim);
-    char own[AGGLO_EMBED_KEY_BYTES];
+    char own[AGGLO_SAFE_KEY_BYTES];
     size_t n_names;
 
     AGGLO_ASSERT((spatial != NULL) == o->spatial);

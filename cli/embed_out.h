@@ -12,12 +12,6 @@ extern "C" {
 
 typedef struct agglo_embed_out agglo_embed_out;
 
-/* A key made harmless, into out[n] (n >= AGGLO_EMBED_KEY_BYTES), where it is UTF-8, never empty, a relative path without "." and ".." whose
- * parts do not begin with a dot nor end in ".npy", without control characters and backslashes. What is longer than a file system takes is cut
- * and gets a hash. A key that is harmless stays as it is. */
-#define AGGLO_EMBED_KEY_BYTES 1100
-void agglo_embed_key(const char *key, char *out, size_t n);
-
 /* Does this path stand for safetensors files, by its end? Otherwise for a folder. */
 bool agglo_embed_out_is_file(const char *path);
 

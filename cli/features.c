@@ -6,21 +6,38 @@
 #include "cli/embed.h"
 #include "student/model.h"
 
+agglo_encoder_options agglo_encoder_options_default(const char *weights)
+{
+    agglo_encoder_options options = {.model = agglo_teacher_options_default()};
+
+    options.model.weights = weights;
+    return options;
+}
+
 static agglo_status open_student(agglo_encoder *out, agglo_backend *backend, const agglo_encoder_options *o,
                                  agglo_err *err)
 {
-    if (o->pos_interp != AGGLO_POS_INTERP_AUTO) {
-        agglo_fail(err, AGGLO_E_CONFIG, "--pos-interp is for teachers, and this is a student");
-        return agglo_at(err, "%s", o->weights);
+    const agglo_teacher_options *m = &o->model;
+    const char *alien = m->pos_interp != AGGLO_POS_INTERP_AUTO ? "--pos-interp"
+                        : m->act != NULL                       ? "--act"
+                        : m->precision != AGGLO_F32            ? "--precision"
+                        : m->neck                              ? "--neck"
+                        : m->preproj                           ? "--summary"
+                        : m->spatial_raw                       ? "--spatial-raw"
+                                                               : NULL;
+
+    if (alien != NULL) {
+        agglo_fail(err, AGGLO_E_CONFIG, "%s is for teachers, and this is a student", alien);
+        return agglo_at(err, "%s", m->weights);
     }
-    if (agglo_student_open(out, backend, o->weights, o->head, o->size, o->max_batch > 0 ? o->max_batch : 32, err) !=
+    if (agglo_student_open(out, backend, m->weights, o->head, m->size, m->max_batch > 0 ? m->max_batch : 32, err) !=
         AGGLO_OK) {
         return err->status;
     }
-    if (o->arch != NULL && strcmp(o->arch, out->info.arch) != 0 && strcmp(o->arch, out->info.family) != 0) {
-        agglo_fail(err, AGGLO_E_MISMATCH, "the student is %s, not %s", out->info.arch, o->arch);
+    if (m->arch != NULL && strcmp(m->arch, out->info.arch) != 0 && strcmp(m->arch, out->info.family) != 0) {
+        agglo_fail(err, AGGLO_E_MISMATCH, "the student is %s, not %s", out->info.arch, m->arch);
         agglo_encoder_clear(out);
-        return agglo_at(err, "%s", o->weights);
+        return agglo_at(err, "%s", m->weights);
     }
     return AGGLO_OK;
 }
@@ -29,27 +46,20 @@ agglo_status agglo_encoder_open(agglo_encoder *out, agglo_backend *backend, cons
                                 agglo_err *err)
 {
     agglo_weights *weights = NULL;
-    agglo_teacher_options options = agglo_teacher_options_default();
-    bool student;
 
-    if (agglo_weights_open(&weights, o->weights, err) != AGGLO_OK) {
+    if (agglo_weights_open(&weights, o->model.weights, err) != AGGLO_OK) {
         return err->status;
     }
-    student = agglo_student_is(agglo_weights_file(weights, 0));
-    agglo_weights_close(weights);
-    if (student) {
-        return open_student(out, backend, o, err);
-    }
-    if (o->head != NULL) {
+    if (agglo_student_is(agglo_weights_file(weights, 0))) {
+        open_student(out, backend, o, err);
+    } else if (o->head != NULL) {
         agglo_fail(err, AGGLO_E_CONFIG, "--head '%s' asks for a student's head, and this is a teacher", o->head);
-        return agglo_at(err, "%s", o->weights);
+        agglo_at(err, "%s", o->model.weights);
+    } else {
+        agglo_teacher_open_weights(out, backend, weights, &o->model, err);
     }
-    options.weights = o->weights;
-    options.arch = o->arch;
-    options.size = o->size;
-    options.max_batch = o->max_batch;
-    options.pos_interp = o->pos_interp;
-    return agglo_teacher_open(out, backend, &options, err);
+    agglo_weights_close(weights);
+    return err->status;
 }
 
 static agglo_status keep(void *context, const agglo_picture *picture, const float *summary, const float *spatial,

@@ -10,13 +10,13 @@ extern "C" {
 #endif
 
 typedef struct agglo_encoder_options {
-    const char *weights;
-    const char *head;            /* a student's head by name, NULL for its backbone (AGGLO_E_CONFIG with a teacher) */
-    const char *arch;            /* what the file must be; NULL: recognised */
-    int size;                    /* side of the input, 0: the model's own */
-    int max_batch;               /* 0: 32 */
-    agglo_pos_interp pos_interp; /* of a teacher; anything but AUTO is AGGLO_E_CONFIG with a student */
+    agglo_teacher_options
+        model;        /* of a student, what is a teacher's alone stays at its default: AGGLO_E_CONFIG otherwise */
+    const char *head; /* a student's head by name, NULL for its backbone (AGGLO_E_CONFIG with a teacher) */
 } agglo_encoder_options;
+
+/* The model's own size, F32, everything as the file states it. */
+agglo_encoder_options agglo_encoder_options_default(const char *weights);
 
 /* Open whatever the file is: a student (told by its metadata) or a teacher. */
 agglo_status agglo_encoder_open(agglo_encoder *out, agglo_backend *backend, const agglo_encoder_options *options,

@@ -8,9 +8,10 @@
 #include "cli/cli.h"
 
 static const agglo_command *const commands[] = {
-    &agglo_cmd_bench_decode,    &agglo_cmd_bench_ops,     &agglo_cmd_ingest,          &agglo_cmd_teach,
-    &agglo_cmd_train,           &agglo_cmd_embed,         &agglo_cmd_eval_knn,        &agglo_cmd_eval_distill,
-    &agglo_cmd_inspect_dataset, &agglo_cmd_inspect_cache, &agglo_cmd_inspect_weights, &agglo_cmd_weights_init,
+    &agglo_cmd_bench_decode,    &agglo_cmd_bench_ops,    &agglo_cmd_bench_teacher,   &agglo_cmd_ingest,
+    &agglo_cmd_teach,           &agglo_cmd_train,        &agglo_cmd_embed,           &agglo_cmd_eval_knn,
+    &agglo_cmd_eval_zeroshot,   &agglo_cmd_eval_distill, &agglo_cmd_inspect_dataset, &agglo_cmd_inspect_cache,
+    &agglo_cmd_inspect_weights, &agglo_cmd_weights_init,
 };
 
 /* Where the first word behind global options stands; argc or more: nowhere. */

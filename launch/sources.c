@@ -33,12 +33,17 @@ static agglo_status check_weights(const agglo_recipe_teacher *teacher, const agg
     return AGGLO_OK;
 }
 
-/* Whether the features were computed in BF16: one of the words of the teacher's options (agglo_encoder_info). */
-static bool is_bf16(const agglo_cache_teacher *cached)
+/* Whether a word stands among the teacher's options (agglo_encoder_info), which say how the features were computed. */
+static bool says(const agglo_cache_teacher *cached, const char *word)
 {
-    const char *at = strstr(cached->options, ",bf16");
+    size_t n = strlen(word);
 
-    return at != NULL && (at[5] == '\0' || at[5] == ',');
+    for (const char *at = cached->options; at != NULL; at = strchr(at, ','), at += at != NULL) {
+        if (strncmp(at, word, n) == 0 && (at[n] == '\0' || at[n] == ',')) {
+            return true;
+        }
+    }
+    return false;
 }
 
 static agglo_status add_teacher(agglo_sources *sources, const agglo_recipe *recipe, const agglo_recipe_teacher *teacher,
@@ -59,9 +64,13 @@ static agglo_status add_teacher(agglo_sources *sources, const agglo_recipe *reci
         return agglo_fail(err, AGGLO_E_MISMATCH, "the cache has input size %d, the recipe %d", cached->input,
                           (int)teacher->size);
     }
-    if (is_bf16(cached) != (teacher->precision == 1)) {
+    if (says(cached, "bf16") != (teacher->precision == 1)) {
         return agglo_fail(err, AGGLO_E_MISMATCH, "the cache has features of precision %s, the recipe asks for %s",
-                          is_bf16(cached) ? "bf16" : "fp32", teacher->precision == 1 ? "bf16" : "fp32");
+                          says(cached, "bf16") ? "bf16" : "fp32", teacher->precision == 1 ? "bf16" : "fp32");
+    }
+    if (says(cached, "neck=1") != teacher->neck) {
+        return agglo_fail(err, AGGLO_E_MISMATCH, "the cache has features %s the neck, the recipe asks for neck: %s",
+                          says(cached, "neck=1") ? "behind" : "before", teacher->neck ? "true" : "false");
     }
     if (check_weights(teacher, cached, err) != AGGLO_OK) {
         return err->status;

@@ -81,7 +81,6 @@ static agglo_status add_metadata(agglo_st_writer *writer, const agglo_teacher_co
     const int values[10] = {c->dim,   c->depth, c->heads,     c->mlp_dim, c->patch,
                             c->image, c->proj,  c->registers, c->window,  c->neck};
     bool sam = strcmp(c->family, "sam") == 0;
-    size_t used = 0;
     const char *const texts[][2] = {
         {"format", "pt"},
         {"family", c->family},
@@ -101,14 +100,7 @@ static agglo_status add_metadata(agglo_st_writer *writer, const agglo_teacher_co
             return err->status;
         }
     }
-    m->global_layers[0] = '\0';
-    for (int i = 0; i < c->depth; i++) {
-        if (agglo_teacher_is_global(c, i)) {
-            used += (size_t)snprintf(m->global_layers + used, sizeof m->global_layers - used, "%s%d",
-                                     used > 0 ? "," : "", i);
-        }
-    }
-    AGGLO_ASSERT(used < sizeof m->global_layers);
+    agglo_teacher_global_text(c, m->global_layers, sizeof m->global_layers);
     if (sam && agglo_st_writer_meta(writer, "global_layers", m->global_layers, err) != AGGLO_OK) {
         return err->status;
     }

@@ -189,7 +189,19 @@ static void spread_global(agglo_teacher_config *config)
     }
 }
 
-/* "2,5,8,11" */
+char *agglo_teacher_global_text(const agglo_teacher_config *config, char *out, size_t n_bytes)
+{
+    size_t used = 0;
+
+    out[0] = '\0';
+    for (int i = 0; i < config->depth && i < AGGLO_TEACHER_MOST_DEPTH && used + 8 < n_bytes; i++) {
+        if (agglo_teacher_is_global(config, i)) {
+            used += (size_t)snprintf(out + used, n_bytes - used, "%s%d", used > 0 ? "," : "", i);
+        }
+    }
+    return out;
+}
+
 static agglo_status set_global_layers(agglo_teacher_config *config, const char *value, agglo_err *err)
 {
     const char *at = value;

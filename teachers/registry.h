@@ -40,6 +40,9 @@ static inline bool agglo_teacher_is_global(const agglo_teacher_config *config, i
     return (config->global_layers[block / 32] >> (block % 32) & 1) != 0;
 }
 
+/* "2,5,8,11" as agglo_teacher_set takes it, cut where out is too short (1024 bytes are enough); returns out. */
+char *agglo_teacher_global_text(const agglo_teacher_config *config, char *out, size_t n_bytes);
+
 /* By architecture or family name; a family gives a small default. AGGLO_E_CONFIG names the nearest known name. */
 agglo_status agglo_teacher_named(const char *name, agglo_teacher_config *out, agglo_err *err);
 

@@ -30,8 +30,7 @@ typedef struct agglo_teacher_options {
     const char *weights; /* path of a file, an index, a shard or a directory: teachers/weights.h */
     const char *arch;    /* a registered architecture or family that the file must be; NULL or "": recognised */
     int size;            /* side of the input, a multiple of the patch; 0: the image size of the checkpoint */
-    /* Images in one run of the model; bounds its memory, larger batches are cut. 0: 32. On the CPU images run one by one, whatever this
-     * says, so that features depend on the image alone. */
+    /* Images in one run of the model; bounds its memory, larger batches are cut. 0: 32. On the CPU features do not depend on it, bit for bit. */
     int max_batch;
     bool preproj;     /* CLIP: summary before the projection (after the final norm) */
     bool spatial_raw; /* CLIP: spatial tokens before the final norm */

@@ -32,4 +32,23 @@ cmp boxes.jsonl first.jsonl || fail "other crops the second time"
 grep -q 'views: decode, crop, resize' table || fail "no table: $(cat table)"
 
 expect 1 "nowhere/boxes" "$agglo" bench decode data --boxes nowhere/boxes
-expect 2 "'agglo bench' takes one of: decode, ops; not 'encode'" "$agglo" bench encode
+expect 2 "'agglo bench' takes one of: decode, ops, teacher; not 'encode'" "$agglo" bench encode
+
+# agglo bench teacher: of a file and of a name, a table, JSON, and one run for every line
+clip=$root/weights/clip-tiny.safetensors
+"$agglo" bench teacher --weights "$clip" --batch 3 --size 16 --seconds 0.01 --threads 2 --json >teacher.json
+[ "$(value teacher.json batch)" = 3 ] || fail "not batches of three: $(cat teacher.json)"
+[ "$(value teacher.json size)" = 16 ] || fail "not 16 pixels: $(cat teacher.json)"
+[ "$(value teacher.json rounds)" -ge 3 ] || fail "too few rounds"
+for kind in images_per_s ms_per_image gflop_per_s product_gflop_per_s percent_of_product; do
+  value teacher.json $kind | grep -qE '^[0-9]+\.[0-9]$' || fail "$kind has not one decimal: $(cat teacher.json)"
+done
+[ "$(value teacher.json bytes_peak)" -gt 4000000 ] || fail "the weights alone are more: $(cat teacher.json)"
+mkdir tmp
+TMPDIR=$PWD/tmp "$agglo" bench teacher --arch dinov2-small --size 28 --seconds 0.01 --threads 1 >table
+grep -q '22.1 M parameters' table || fail "another architecture: $(cat table)"
+[ -z "$(ls -A tmp)" ] || fail "the random weights were left behind: $(ls -A tmp)"
+printf 'a\nb\n' | "$agglo" bench teacher --weights "$clip" --lines >lines
+[ "$(grep -cE '^[0-9]+\.[0-9]+ [0-9]+\.[0-9]+$' lines)" = 2 ] || fail "not two runs: $(cat lines)"
+expect 2 "--weights FILE or --arch NAME is missing" "$agglo" bench teacher
+expect 2 "did you mean" "$agglo" bench teacher --arch dinov2-smal

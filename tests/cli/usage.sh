@@ -1,6 +1,6 @@
 # Help, versions, and wrong usage: one line, exit status 2, and the nearest name where there is one.
 "$agglo" --help >help
-for command in 'bench decode' 'bench ops' ingest teach train embed 'eval knn' 'eval distill' 'inspect dataset' 'inspect cache' 'inspect weights' 'weights init'; do
+for command in 'bench decode' 'bench ops' 'bench teacher' ingest teach train embed 'eval knn' 'eval zeroshot' 'eval distill' 'inspect dataset' 'inspect cache' 'inspect weights' 'weights init'; do
   grep -qF "  $command" help || fail "help has no '$command'"
   "$agglo" $command --help >one
   grep -q '^usage: agglo '"$command" one || fail "'$command --help' has no usage"
@@ -24,7 +24,7 @@ expect 1 "standard output" sh -c '"$1" ingest --help >/dev/full' - "$agglo"
 
 expect 2 "unknown command 'ingets', did you mean 'ingest'?" "$agglo" ingets
 expect 2 "'agglo inspect' takes one of: dataset, cache, weights" "$agglo" inspect
-expect 2 "'agglo eval' takes one of: knn, distill; not 'speed'" "$agglo" eval speed
+expect 2 "'agglo eval' takes one of: knn, zeroshot, distill; not 'speed'" "$agglo" eval speed
 expect 2 "unknown option '--shard-sample', did you mean '--shard-samples'?" "$agglo" ingest x.tar --shard-sample 3
 expect 2 "a command is missing" "$agglo" --threads 2
 expect 2 "--out DATASET is missing" "$agglo" ingest x.tar
