@@ -37,7 +37,8 @@ static agglo_status missing(const agglo_layout_found *f, bool in_block, const ch
     return agglo_fail(err, AGGLO_E_DATA, "tensor %s is missing", name_of(f, in_block, source, name, sizeof name));
 }
 
-/* An extent that becomes an int: bounded here, so that no later product overflows. */
+/* An extent that becomes an int: bounded so that sums and small multiples of it stay one. agglo_teacher_check has the limits of a model; products
+ * before it are of sides of a grid (at most 8192) or of doubles. */
 static bool extent(const agglo_st_tensor *t, int axis, int *out)
 {
     if (axis >= t->rank || t->shape[axis] < 1 || t->shape[axis] > 1 << 24) {
@@ -193,12 +194,44 @@ static agglo_status settle_act(const agglo_weights *weights, const agglo_facts *
     return AGGLO_OK;
 }
 
+/* Of the tensors (SAM's tell them), of a statement, of the registered architecture `arch` (NULL: none is asked for), or of the width. All that
+ * say it must agree: a wrong number of heads fits the tensors and gives other features. */
+static agglo_status settle_heads(const agglo_facts *known, const char *arch, agglo_teacher_file *out, agglo_err *err)
+{
+    agglo_teacher_config *c = &out->config, named = {0};
+
+    if (arch != NULL && !agglo_teacher_is_family(arch) && agglo_teacher_named(arch, &named, err) != AGGLO_OK) {
+        return err->status;
+    }
+    if (c->heads != 0) {
+        out->heads_from = "the tensors";
+        if (known->heads_from != NULL && known->heads != c->heads) {
+            return agglo_facts_disagree(err, "heads", known->heads, c->heads);
+        }
+    } else if (known->heads_from != NULL) {
+        out->heads_from = known->heads_from;
+        c->heads = known->heads;
+    } else if (named.heads != 0) {
+        out->heads_from = "the architecture asked for";
+        c->heads = named.heads;
+    } else {
+        out->heads_from = "the width, as published models have it";
+        c->heads = agglo_teacher_heads_of(c->family, c->dim);
+    }
+    if (named.heads != 0 && named.heads != c->heads) {
+        return agglo_fail(err, AGGLO_E_MISMATCH, "heads are %d (%s), %s has %d", c->heads, out->heads_from, arch,
+                          named.heads);
+    }
+    return AGGLO_OK;
+}
+
 static agglo_status recognise(const agglo_weights *weights, const agglo_layout_found *found, const char *arch,
                               const char *act, agglo_teacher_file *out, agglo_err *err)
 {
     const agglo_layout *layout = found->layout;
     agglo_teacher_config *c = &out->config, named;
     agglo_facts known = {0};
+    bool asked = arch != NULL && arch[0] != '\0';
 
     if (agglo_teacher_named(layout->family, c, err) != AGGLO_OK || read_shapes(weights, found, c, err) != AGGLO_OK) {
         return agglo_at(err, "%s", agglo_weights_path(weights));
@@ -207,28 +240,14 @@ static agglo_status recognise(const agglo_weights *weights, const agglo_layout_f
         agglo_facts_beside(&known, weights, layout, c, err) != AGGLO_OK) {
         return err->status;
     }
-    if (arch != NULL && arch[0] != '\0') {
-        if (agglo_teacher_matches(c, arch, err) != AGGLO_OK) {
-            return agglo_at(err, "%s", agglo_weights_path(weights));
-        }
-        if (!agglo_teacher_is_family(arch) && known.heads_from == NULL &&
-            agglo_teacher_named(arch, &named, err) == AGGLO_OK) {
-            known.heads = named.heads;
-            known.heads_from = "the architecture asked for";
-        }
+    if (asked && agglo_teacher_matches(c, arch, err) != AGGLO_OK) {
+        return agglo_at(err, "%s", agglo_weights_path(weights));
     }
     if (known.windows_from != NULL) {
         agglo_sam_adopt(c, known.window, known.global_layers);
     }
-    if (c->heads != 0) {
-        out->heads_from = "the tensors";
-        if (known.heads_from != NULL && known.heads != c->heads) {
-            agglo_facts_disagree(err, "heads", known.heads, c->heads);
-            return agglo_at(err, "%s", agglo_weights_path(weights));
-        }
-    } else {
-        out->heads_from = known.heads_from != NULL ? known.heads_from : "the width, as published models have it";
-        c->heads = known.heads_from != NULL ? known.heads : agglo_teacher_heads_of(c->family, c->dim);
+    if (settle_heads(&known, asked ? arch : NULL, out, err) != AGGLO_OK) {
+        return agglo_at(err, "%s", agglo_weights_path(weights));
     }
     c->norm_eps = known.eps_from != NULL ? known.norm_eps : c->norm_eps;
     out->pixels_from = known.pixels_from != NULL ? known.pixels_from : "the family's default";
@@ -237,8 +256,11 @@ static agglo_status recognise(const agglo_weights *weights, const agglo_layout_f
         memcpy(c->std, known.std, sizeof c->std);
     }
     c->act = AGGLO_ACT_GELU;
-    if (agglo_teacher_check(c, err) != AGGLO_OK || /* names the architecture */
-        settle_act(weights, &known, act, out, err) != AGGLO_OK) {
+    if (agglo_teacher_check(c, err) != AGGLO_OK) { /* names the architecture; what is wrong here is the file's */
+        err->status = AGGLO_E_DATA;
+        return agglo_at(err, "%s", agglo_weights_path(weights));
+    }
+    if (settle_act(weights, &known, act, out, err) != AGGLO_OK) {
         return agglo_at(err, "%s", agglo_weights_path(weights));
     }
     if (known.fit_from != NULL) {

@@ -4,7 +4,8 @@
  * DINOv2 of transformers or torch-hub; what a checkpoint wraps around the names ("module.", "teacher.backbone.") does not matter. Shapes
  * come from the tensors; heads, activation and epsilon from the first of these that says them: the file's __metadata__
  * (agglo_teacher_write_random), config.json or open_clip_config.json beside it, the architecture named by the caller, the registry. The pixels' mean and
- * std, and how a picture is fitted, from the same or preprocessor_config.json. Where two of them disagree about a shape the file is refused.
+ * std, and how a picture is fitted, from the same or preprocessor_config.json. Where two of them disagree about a shape, or heads
+ * about a registered architecture that is asked for, the file is refused.
  *
  *     summary  CLIP: the class token behind the final norm and the projection;  DINOv2: the class token behind the final norm
  *     spatial  the patch tokens behind the final norm, [height / patch, width / patch, dim]

@@ -342,7 +342,7 @@ static void lying_configs(void **state)
         {"{\"model_type\": \"dinov2\"}", AGGLO_E_MISMATCH, "model_type is dinov2"},
         {"{\"hidden_act\": \"gelu_new\"}", AGGLO_E_UNSUPPORTED, "gelu_new"},
         {"{\"hidden_act\": 3}", AGGLO_E_DATA, "hidden_act"},
-        {"{\"num_attention_heads\": 5}", AGGLO_E_CONFIG, "heads 5"},
+        {"{\"num_attention_heads\": 5}", AGGLO_E_DATA, "heads 5"},
         {"{\"num_attention_heads\": 0}", AGGLO_E_DATA, "num_attention_heads"},
         {"{\"num_attention_heads\": 2, \"layer_norm_eps\": -1}", AGGLO_E_DATA, "layer_norm_eps"},
         {"{\"num_attention_heads\": 2, \"layer_norm_eps\": 1e-85}", AGGLO_E_DATA, "layer_norm_eps is 1e-85"},
@@ -365,7 +365,7 @@ static void lying_configs(void **state)
     test_write_text(preprocessor, "{\"image_mean\": [0, 0], \"image_std\": [1, 1, 1]}");
     assert_fails(try_open(b, "", &err), AGGLO_E_DATA, "image_mean");
     test_write_text(preprocessor, "{\"image_mean\": [0, 0, 0], \"image_std\": [1, 0, 1]}");
-    assert_fails(try_open(b, "", &err), AGGLO_E_CONFIG, "std");
+    assert_fails(try_open(b, "", &err), AGGLO_E_DATA, "std 0 of channel 1");
 }
 
 static void wrong_options(void **state)
