@@ -71,12 +71,13 @@ static agglo_status load_transposed(agglo_params *params, agglo_param *param, co
                                     const agglo_st_tensor *t, agglo_err *err)
 {
     size_t rows = (size_t)expected->shape[0], cols = (size_t)expected->shape[1];
-    float *from = (float *)agglo_alloc(2 * rows * cols, sizeof *from, err), *to = from + rows * cols;
+    float *from = (float *)agglo_alloc(2 * rows * cols, sizeof *from, err), *to;
     agglo_st_tensor view = *t;
 
     if (from == NULL) {
         return err->status;
     }
+    to = from + rows * cols;
     agglo_dtype_to_f32(from, t->data, t->dtype, rows * cols);
     for (size_t i = 0; i < rows * cols; i++) {
         if (!isfinite(from[i])) {
