@@ -45,7 +45,7 @@ typedef struct agglo_layout_row {
 struct agglo_layout_found;
 
 typedef struct agglo_layout {
-    const char *name; /* "transformers", "open_clip", "timm", "hub" */
+    const char *name; /* "transformers", "open_clip", "timm", "hub", "segment_anything" */
     const char *family;
     bool hub;                    /* the original repository's names, so its rule for positions */
     const char *const *prefixes; /* NULL-terminated; the first is what the writer uses */

@@ -68,11 +68,17 @@ static int count_blocks(const agglo_weights *weights, const agglo_layout_found *
     return n;
 }
 
-/* A classifier where the projection would be: its bias is not the zeros that timm puts behind CLIP's. Every float's zero is zero bytes, or a sign. */
+/* A classifier where the projection would be: its bias is not the zeros that timm puts behind CLIP's. A float's zero is zero bytes, the last
+ * of which may hold a sign. */
 static bool is_zero(const agglo_st_tensor *t)
 {
+    size_t size = t->n_elements > 0 ? t->n_bytes / (size_t)t->n_elements : 1;
+    bool is_float = t->dtype == AGGLO_F32 || t->dtype == AGGLO_F16 || t->dtype == AGGLO_BF16 || t->dtype == AGGLO_F64;
+
     for (size_t i = 0; i < t->n_bytes; i++) {
-        if (t->data[i] != 0) {
+        bool last = is_float && i % size == size - 1;
+
+        if ((t->data[i] & (last ? 0x7f : 0xff)) != 0) {
             return false;
         }
     }

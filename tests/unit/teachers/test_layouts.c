@@ -76,6 +76,18 @@ static bool doubles(agglo_st_tensor *t, const char *text)
     return true;
 }
 
+static bool negative_zeros(agglo_st_tensor *t, const char *text)
+{
+    if (strcmp(t->name, text) == 0) {
+        float *values = test_keep_values(t);
+
+        for (int64_t i = 0; i < t->n_elements; i++) {
+            values[i] = i % 2 == 0 ? -0.0f : 0.0f;
+        }
+    }
+    return true;
+}
+
 static bool classifier_bias(agglo_st_tensor *t, const char *text)
 {
     static const float values[24] = {0.0f, 0.5f};
@@ -322,6 +334,9 @@ static void head_that_classifies(void **state)
     agglo_teacher_file_clear(&f);
     assert_fails(try_open(path, false, &err), AGGLO_E_CONFIG, "no projection: only summary \"preproj\"");
     assert_ok(try_open(path, true, &err));
+    assert_ok(recognise(altered("timm-clip", negative_zeros, "head.bias", NULL), "gelu", &f, &err));
+    assert_int_equal(f.config.proj, 24);
+    agglo_teacher_file_clear(&f);
 }
 
 /* ---- what stands beside the weights ---- */

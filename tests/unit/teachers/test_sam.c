@@ -314,6 +314,186 @@ static void wrong_options(void **state)
     agglo_encoder_clear(&t);
 }
 
+/* ---- the neck in double precision ---- */
+
+static const float *values_of(const agglo_safetensors *st, const char *name)
+{
+    const agglo_st_tensor *t = agglo_safetensors_find(st, name);
+
+    assert_true(t != NULL && t->dtype == AGGLO_F32 && (uintptr_t)t->data % sizeof(float) == 0);
+    return (const float *)(const void *)t->data;
+}
+
+/* [n, channels], in place; over the channels of each row */
+static void ref_norm(double *x, int n, int channels, double eps, const float *w, const float *b)
+{
+    for (int i = 0; i < n; i++, x += channels) {
+        double mean = 0.0, var = 0.0;
+
+        for (int c = 0; c < channels; c++) {
+            mean += x[c] / channels;
+        }
+        for (int c = 0; c < channels; c++) {
+            var += (x[c] - mean) * (x[c] - mean) / channels;
+        }
+        for (int c = 0; c < channels; c++) {
+            x[c] = (x[c] - mean) / sqrt(var + eps) * (double)w[c] + (double)b[c];
+        }
+    }
+}
+
+/* The neck's norms have an epsilon of 1e-6 whatever layer_norm_eps is (spec: SamVisionNeck and LayerNorm2d take no other). */
+static void neck_has_its_own_epsilon(void **state)
+{
+    enum { G = 6, N = G * G, D = 32, O = 12 };
+    static double first[N * O], second[N * O];
+    agglo_teacher_config config = small();
+    agglo_teacher_options options;
+    agglo_safetensors *st;
+    agglo_encoder t;
+    agglo_err err = {0};
+    const char *path;
+    const float *conv1, *conv2;
+    double worst = 0.0, largest = 0.0;
+    float *tokens = NULL, *neck = NULL;
+    size_t n;
+
+    (void)state;
+    config.norm_eps = 0.3f;
+    path = write_small(test_dir(), "a.safetensors", &config);
+    assert_ok(agglo_safetensors_open(&st, path, &err));
+    for (int behind = 0; behind < 2; behind++) {
+        options = options_of(path, behind == 1);
+        assert_ok(agglo_teacher_open(&t, backend, &options, &err));
+        *(behind == 0 ? &tokens : &neck) = test_encode(&t, NULL, 1, G * 4, G * 4, &n);
+        agglo_encoder_clear(&t);
+    }
+    assert_int_equal(n, D + N * O);
+    conv1 = values_of(st, "vision_encoder.neck.conv1.weight");
+    conv2 = values_of(st, "vision_encoder.neck.conv2.weight");
+    for (int i = 0; i < N; i++) {
+        for (int o = 0; o < O; o++) {
+            first[i * O + o] = 0.0;
+            for (int d = 0; d < D; d++) {
+                first[i * O + o] += (double)tokens[D + i * D + d] * (double)conv1[o * D + d];
+            }
+        }
+    }
+    ref_norm(first, N, O, 1e-6, values_of(st, "vision_encoder.neck.layer_norm1.weight"),
+             values_of(st, "vision_encoder.neck.layer_norm1.bias"));
+    for (int i = 0; i < N * O; i++) {
+        int o = i % O, y = i / O / G, x = i / O % G;
+
+        second[i] = 0.0;
+        for (int k = 0; k < 9 * O; k++) { /* [c, 3, 3] of conv2's row */
+            int c = k / 9, v = y + k / 3 % 3 - 1, u = x + k % 3 - 1;
+
+            if (v >= 0 && v < G && u >= 0 && u < G) {
+                second[i] += first[(v * G + u) * O + c] * (double)conv2[o * 9 * O + k];
+            }
+        }
+    }
+    ref_norm(second, N, O, 1e-6, values_of(st, "vision_encoder.neck.layer_norm2.weight"),
+             values_of(st, "vision_encoder.neck.layer_norm2.bias"));
+    for (int i = 0; i < N * O; i++) {
+        worst = fmax(worst, fabs((double)neck[D + i] - second[i]));
+        largest = fmax(largest, fabs(second[i]));
+    }
+    if (!(worst < 1e-4 * largest)) {
+        fail_msg("the neck differs by %.3g", worst / largest);
+    }
+    agglo_free(tokens);
+    agglo_free(neck);
+    agglo_safetensors_close(st);
+}
+
+/* What a config.json says of the blocks is part of the identity where tables of both kinds look alike and it changes the features. */
+static void pattern_in_options(void **state)
+{
+    static const struct {
+        const char *layers;
+        int size;
+        const char *options;
+    } cases[] = {
+        {"[1]", 24, "neck=0,gelu,w6"},
+        {"[1]", 32, "neck=0,gelu,w6,resampled,g2"},
+        {"[0, 2]", 32, "neck=0,gelu,w6,resampled,g5"},
+        {"[0, 1, 2]", 32, "neck=0,gelu,w0,resampled"},
+    };
+    agglo_teacher_config config = small();
+    const char *dir = test_dir(), *b = test_path(dir, "b.safetensors"), *json = test_path(dir, "b.config.json");
+    agglo_err err = {0};
+    float *features[AGGLO_COUNT(cases)];
+    size_t n = 0;
+
+    (void)state;
+    config.window = 6;
+    test_rewrite(write_small(dir, "a.safetensors", &config), b, false, NULL, "");
+    for (size_t i = 0; i < AGGLO_COUNT(cases); i++) {
+        agglo_teacher_options options = options_of(b, false);
+        agglo_encoder t;
+        char text[160];
+
+        snprintf(text, sizeof text,
+                 "{\"model_type\": \"sam\", \"vision_config\": {\"window_size\": 6, \"global_attn_indexes\": %s}}",
+                 cases[i].layers);
+        test_write_text(json, text);
+        options.size = cases[i].size;
+        assert_ok(agglo_teacher_open(&t, backend, &options, &err));
+        assert_string_equal(t.info.options, cases[i].options);
+        features[i] = test_encode(&t, NULL, 1, cases[i].size, cases[i].size, &n);
+        agglo_encoder_clear(&t);
+    }
+    assert_memory_not_equal(features[1], features[2], n * sizeof(float));
+    for (size_t i = 0; i < AGGLO_COUNT(cases); i++) {
+        agglo_free(features[i]);
+    }
+}
+
+/* Two epsilons are never the same text, and the longest options fit. */
+static void epsilon_in_options(void **state)
+{
+    static const struct {
+        float eps;
+        const char *options;
+    } cases[] = {{1.01e-5f, "neck=0,gelu,w4,e1.01e-05"},
+                 {1.04e-5f, "neck=0,gelu,w4,e1.04e-05"},
+                 {1e-5f, "neck=0,gelu,w4,e1e-05"},
+                 {1.23456794e-5f, "neck=0,gelu,w4,e1.2345679e-05"}};
+    agglo_teacher_config config = small();
+    const char *dir = test_dir(), *a;
+    agglo_teacher_options options;
+    agglo_encoder t;
+    agglo_err err = {0};
+
+    (void)state;
+    for (size_t i = 0; i < AGGLO_COUNT(cases); i++) {
+        config.norm_eps = cases[i].eps;
+        options = options_of(write_small(dir, "a.safetensors", &config), false);
+        assert_ok(agglo_teacher_open(&t, backend, &options, &err));
+        assert_string_equal(t.info.options, cases[i].options);
+        agglo_encoder_clear(&t);
+    }
+    config.dim = 4;
+    config.heads = 1;
+    config.mlp_dim = 4;
+    config.patch = 1;
+    config.image = 100;
+    config.depth = 70; /* more blocks than digits */
+    config.window = 100;
+    config.norm_eps = 1.17549449e-38f;
+    config.global_layers[0] = 0x55555555;
+    a = write_small(dir, "b.safetensors", &config);
+    options = options_of(a, true);
+    options.size = 99;
+    options.act = "quick_gelu";
+    options.precision = AGGLO_BF16;
+    assert_ok(agglo_teacher_open(&t, backend, &options, &err));
+    assert_true(strncmp(t.info.options, "neck=1,quick_gelu,w100,resampled,g", 34) == 0);
+    assert_string_equal(t.info.options + 34 + 16, ",e1.1754945e-38,bf16");
+    agglo_encoder_clear(&t);
+}
+
 /* Padding does not depend on the pixels there, and is not what these pixels would be. */
 static void padding(void **state)
 {
@@ -449,6 +629,9 @@ int main(void)
         cmocka_unit_test(pattern_from_shapes),
         cmocka_unit_test(broken_checkpoints),
         cmocka_unit_test(wrong_options),
+        cmocka_unit_test(neck_has_its_own_epsilon),
+        cmocka_unit_test(pattern_in_options),
+        cmocka_unit_test(epsilon_in_options),
         cmocka_unit_test(padding),
         cmocka_unit_test(planned_once),
         cmocka_unit_test(batches_and_threads_do_not_matter),
