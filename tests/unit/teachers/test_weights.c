@@ -177,7 +177,15 @@ static void folders(void **state)
         {{"any.safetensors", "pytorch_model.bin"}, "any.safetensors", AGGLO_OK, NULL},
         {{"x.safetensors", "y.safetensors"}, NULL, AGGLO_E_CONFIG, "there are x.safetensors, y.safetensors: name"},
         {{"pytorch_model.bin", "config.json"}, NULL, AGGLO_E_UNSUPPORTED, "pytorch_model.bin, a pickle: convert it"},
-        {{"model-00001-of-00002.safetensors"}, NULL, AGGLO_E_NOT_FOUND, "no safetensors file"},
+        {{"model-00001-of-00002.safetensors"},
+         NULL,
+         AGGLO_E_NOT_FOUND,
+         "there are parts of a sharded checkpoint, such as model-00001-of-00002.safetensors, but no "
+         "model.safetensors.index.json"},
+        {{"pytorch_model.bin", "x-00001-of-00002.safetensors", "x-00002-of-00002.safetensors"},
+         NULL,
+         AGGLO_E_NOT_FOUND,
+         "such as x-00001-of-00002.safetensors, but no x.safetensors.index.json"},
         {{"config.json"}, NULL, AGGLO_E_NOT_FOUND, "no safetensors file in this folder"},
     };
     agglo_err err = {0};
