@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "student/model_impl.h"
+#include "tensor/ops_resample.h"
 
 /* One (teacher, kind): the planned memory of a pass through its head. Those of all passes overlap. */
 typedef struct head_pass {
@@ -269,6 +270,7 @@ static agglo_status plan(agglo_trainer *trainer, const agglo_batch *batch, bool 
 static void run_pass(agglo_trainer *trainer, const agglo_batch *batch, size_t i, int spatial, const agglo_tensor *x,
                      agglo_tensor *d_x)
 {
+    const agglo_resample_rule bilinear = agglo_resample_bilinear();
     agglo_backend *be = trainer->backend;
     head_pass *pass = &trainer->passes[i][spatial];
     const agglo_head *head = head_of(trainer, i, spatial);
@@ -292,7 +294,7 @@ static void run_pass(agglo_trainer *trainer, const agglo_batch *batch, size_t i,
                  agglo_tensor_bytes(&pass->target));
     agglo_head_forward(be, head, x, &pass->kept, &pass->out);
     if (resized) {
-        agglo_resize_bilinear(be, &small, &matched);
+        agglo_resample(be, &bilinear, &small, &matched);
     }
     agglo_distill_loss(be, &loss, &pass->matched, &pass->target, &valid, 1.0f, trainer->train ? &pass->d_matched : NULL,
                        &sums);
@@ -300,7 +302,7 @@ static void run_pass(agglo_trainer *trainer, const agglo_batch *batch, size_t i,
         if (resized) {
             small.data = pass->d_out.data;
             matched.data = pass->d_matched.data;
-            agglo_resize_bilinear_bwd(be, &matched, false, &small);
+            agglo_resample_bwd(be, &bilinear, &matched, false, &small);
         }
         agglo_head_backward(be, head, &pass->d_out, x, &pass->kept, i > 0, d_x);
     }
