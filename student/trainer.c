@@ -12,6 +12,7 @@
 
 #include "student/model_impl.h"
 #include "student/step_io_impl.h"
+#include "tensor/ops_resample.h"
 
 #define RECORDINGS 8 /* shapes whose recordings are kept */
 
@@ -372,6 +373,7 @@ static agglo_status plan(agglo_trainer *trainer, const agglo_batch *batch, bool 
 
 static void run_pass(agglo_trainer *trainer, size_t i, int spatial, const agglo_tensor *x, agglo_tensor *d_x)
 {
+    const agglo_resample_rule bilinear = agglo_resample_bilinear();
     agglo_backend *be = trainer->backend;
     head_pass *pass = &trainer->passes[i][spatial];
     const agglo_head *head = head_of(trainer, i, spatial);
@@ -397,7 +399,7 @@ static void run_pass(agglo_trainer *trainer, size_t i, int spatial, const agglo_
 
     agglo_head_forward(be, head, x, &pass->kept, &pass->out);
     if (resized) {
-        agglo_resize_bilinear(be, &small, &matched);
+        agglo_resample(be, &bilinear, &small, &matched);
     }
     agglo_target_loss(be, &loss, &pass->matched, &target, &weights, 1.0f,
                       trainer->planned.train ? &pass->d_matched : NULL, NULL, &sums);
@@ -405,7 +407,7 @@ static void run_pass(agglo_trainer *trainer, size_t i, int spatial, const agglo_
         if (resized) {
             small.data = pass->d_out.data;
             matched.data = pass->d_matched.data;
-            agglo_resize_bilinear_bwd(be, &matched, false, &small);
+            agglo_resample_bwd(be, &bilinear, &matched, false, &small);
         }
         agglo_head_backward(be, head, &pass->d_out, x, &pass->kept, i > 0, d_x);
     }

@@ -13,9 +13,9 @@
 #define MAX_FAMILIES 32
 
 static const op_test_family *const families[] = {
-    &op_tests_linear,         &op_tests_elementwise, &op_tests_norm,     &op_tests_attention, &op_tests_tokens,
-    &op_tests_resize,         &op_tests_loss,        &op_tests_optim,    &op_tests_conv,      &op_tests_maps,
-    &op_tests_attention_bias, &op_tests_gather,      &op_tests_resample,
+    &op_tests_linear, &op_tests_elementwise,    &op_tests_norm,   &op_tests_attention,
+    &op_tests_tokens, &op_tests_loss,           &op_tests_optim,  &op_tests_conv,
+    &op_tests_maps,   &op_tests_attention_bias, &op_tests_gather, &op_tests_resample,
 };
 
 static const char *device; /* as agglo_backend_open takes it */
