@@ -46,7 +46,7 @@ static agglo_status check_one(const agglo_weights *weights, const agglo_layout_t
         return agglo_fail(err, AGGLO_E_DATA, "tensor %s has shape %s, expected %s", t->name,
                           agglo_load_shape_text(t->rank, t->shape, found, sizeof found), wanted);
     }
-    if (t->dtype != AGGLO_F32 && t->dtype != AGGLO_F16 && t->dtype != AGGLO_BF16 && t->dtype != AGGLO_F64) {
+    if (!agglo_dtype_is_float(t->dtype)) {
         return agglo_fail(err, AGGLO_E_UNSUPPORTED, "tensor %s is %s, expected F32, F16, BF16 or F64", t->name,
                           t->dtype_text);
     }
