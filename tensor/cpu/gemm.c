@@ -17,7 +17,7 @@
 #define SUPER_K      3072               /* steps of k for which B is packed at a time */
 #define SUPER_FLOATS ((int64_t)5 << 19) /* elements of B that are packed at a time */
 #define TILE_M       60                 /* a multiple of every GEMM_ROWS; with BLOCK_K, 180 KiB of A */
-#define TASK_M       132 /* the same where a task has more rows: B is read less often */
+#define TASK_M       132                /* the same where a task has more rows: B is read less often */
 #define TILE_N       1536
 #define MIN_TASKS    24
 #define PACK_PANELS  8 /* per task */
