@@ -2,6 +2,7 @@
 #ifndef AGGLO_BASE_DTYPE_H
 #define AGGLO_BASE_DTYPE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -60,6 +61,12 @@ static inline uint32_t agglo_f32_bits(float f)
 static inline float agglo_bf16_to_f32(uint16_t h)
 {
     return agglo_bits_f32((uint32_t)h << 16);
+}
+
+/* Whether agglo_dtype_to_f32 takes it: F32, F16, BF16, F64. */
+static inline bool agglo_dtype_is_float(agglo_dtype dtype)
+{
+    return dtype == AGGLO_F32 || dtype == AGGLO_F16 || dtype == AGGLO_BF16 || dtype == AGGLO_F64;
 }
 
 /* Round to nearest even; a NaN stays a quiet NaN. */

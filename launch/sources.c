@@ -1,9 +1,11 @@
 /* A dataset with its cache, checked against a recipe; see train.h. */
+#include <stdio.h>
 #include <string.h>
 
 #include "base/fs.h"
 #include "base/hash.h"
 #include "launch/train.h"
+#include "teachers/registry.h"
 #include "teachers/weights.h"
 
 /* The weights that the cache was made from against the file that the recipe names, when that file is here. */
@@ -33,17 +35,102 @@ static agglo_status check_weights(const agglo_recipe_teacher *teacher, const agg
     return AGGLO_OK;
 }
 
-/* Whether a word stands among the teacher's options (agglo_encoder_info), which say how the features were computed. */
-static bool says(const agglo_cache_teacher *cached, const char *word)
+/* Of the options of a cached teacher (agglo_encoder_info), "summary=proj,pos=hub,gelu": the value behind `key`, which ends in '=', or the first
+ * of the `words` (up to NULL) that stands there by itself. NULL: there is none. Text in `out`. */
+static const char *option_of(const agglo_cache_teacher *cached, const char *key, const char *const *words,
+                             char out[sizeof cached->options])
 {
-    size_t n = strlen(word);
+    for (const char *at = cached->options; *at != '\0'; at += *at == ',') {
+        size_t n = strcspn(at, ","), skip = key != NULL ? strlen(key) : 0;
 
-    for (const char *at = cached->options; at != NULL; at = strchr(at, ','), at += at != NULL) {
-        if (strncmp(at, word, n) == 0 && (at[n] == '\0' || at[n] == ',')) {
-            return true;
+        memcpy(out, at, n);
+        out[n] = '\0';
+        at += n;
+        if (key != NULL && strncmp(out, key, skip) == 0) {
+            return out + skip;
+        }
+        for (size_t i = 0; key == NULL && words[i] != NULL; i++) {
+            if (strcmp(out, words[i]) == 0) {
+                return out;
+            }
         }
     }
-    return false;
+    return NULL;
+}
+
+static agglo_status differs(const char *key, const char *found, const char *wanted, agglo_err *err)
+{
+    return found != NULL
+               ? agglo_fail(err, AGGLO_E_MISMATCH, "%s: the cache has %s, the recipe asks for %s", key, found, wanted)
+               : agglo_fail(err, AGGLO_E_MISMATCH, "%s: the cache's teacher has no such option, the recipe asks for %s",
+                            key, wanted);
+}
+
+/* The architecture that the recipe names is the cached one, or its family. */
+static agglo_status check_arch(const char *wanted, const char *found, agglo_err *err)
+{
+    agglo_teacher_config config;
+    size_t n = strlen(wanted);
+
+    if (wanted[0] == '\0' || strcmp(wanted, found) == 0 ||
+        (agglo_teacher_is_family(wanted) && strncmp(found, wanted, n) == 0 && found[n] == '-')) {
+        return AGGLO_OK;
+    }
+    /* other names may stand for the same shapes */
+    if (agglo_teacher_is_known(found) && agglo_teacher_named(found, &config, err) == AGGLO_OK &&
+        agglo_teacher_matches(&config, wanted, err) == AGGLO_OK) {
+        return AGGLO_OK;
+    }
+    agglo_err_clear(err);
+    return differs("arch", found, wanted, err);
+}
+
+agglo_status agglo_sources_check(const agglo_recipe_teacher *teacher, const agglo_cache_teacher *cached, agglo_err *err)
+{
+    static const char *const act_words[] = {"gelu", "quick_gelu", NULL}, *const half_words[] = {"bf16", NULL};
+    static const char *const acts[] = {NULL, "gelu", "quick_gelu"}, *const rules[] = {NULL, "hub", "hf"};
+    char text[6][sizeof cached->options], size[2][24];
+    const char *summary = option_of(cached, "summary=", NULL, text[0]);
+    const char *norm = option_of(cached, "spatial_norm=", NULL, text[1]);
+    const char *neck = option_of(cached, "neck=", NULL, text[2]);
+    /* found NULL: this kind of teacher has no such option; wanted NULL: the recipe leaves it open */
+    const struct {
+        const char *key, *found, *wanted;
+    } said[] = {
+        {"codec", cached->codec, agglo_codec_name(teacher->codec)},
+        {"size", size[0], teacher->size != 0 ? size[1] : NULL},
+        {"summary", summary,
+         teacher->summary == 1 ? "preproj"
+         : summary != NULL     ? "proj"
+                               : NULL},
+        {"spatial_norm",
+         norm == NULL             ? NULL
+         : strcmp(norm, "1") == 0 ? "true"
+                                  : "false",
+         !teacher->spatial_norm ? "false"
+         : norm != NULL         ? "true"
+                                : NULL},
+        {"neck",
+         neck == NULL             ? NULL
+         : strcmp(neck, "1") == 0 ? "true"
+                                  : "false",
+         teacher->neck  ? "true"
+         : neck != NULL ? "false"
+                        : NULL},
+        {"pos_interp", option_of(cached, "pos=", NULL, text[3]), rules[teacher->pos_interp]},
+        {"act", option_of(cached, NULL, act_words, text[4]), acts[teacher->act]},
+        {"precision", option_of(cached, NULL, half_words, text[5]) != NULL ? "bf16" : "fp32",
+         teacher->precision == 1 ? "bf16" : "fp32"},
+    };
+
+    snprintf(size[0], sizeof size[0], "%d", cached->input);
+    snprintf(size[1], sizeof size[1], "%lld", (long long)teacher->size);
+    for (size_t i = 0; i < AGGLO_COUNT(said); i++) {
+        if (said[i].wanted != NULL && (said[i].found == NULL || strcmp(said[i].found, said[i].wanted) != 0)) {
+            return differs(said[i].key, said[i].found, said[i].wanted, err);
+        }
+    }
+    return check_arch(teacher->arch, cached->arch, err);
 }
 
 static agglo_status add_teacher(agglo_sources *sources, const agglo_recipe *recipe, const agglo_recipe_teacher *teacher,
@@ -56,23 +143,7 @@ static agglo_status add_teacher(agglo_sources *sources, const agglo_recipe *reci
     if (agglo_head_config_of_cache(sources->cache, teacher->name, &out->head, err) != AGGLO_OK) {
         return err->status;
     }
-    if (strcmp(cached->codec, agglo_codec_name(teacher->codec)) != 0) {
-        return agglo_fail(err, AGGLO_E_MISMATCH, "the cache has codec %s, the recipe %s", cached->codec,
-                          agglo_codec_name(teacher->codec));
-    }
-    if (teacher->size != 0 && teacher->size != cached->input) {
-        return agglo_fail(err, AGGLO_E_MISMATCH, "the cache has input size %d, the recipe %d", cached->input,
-                          (int)teacher->size);
-    }
-    if (says(cached, "bf16") != (teacher->precision == 1)) {
-        return agglo_fail(err, AGGLO_E_MISMATCH, "the cache has features of precision %s, the recipe asks for %s",
-                          says(cached, "bf16") ? "bf16" : "fp32", teacher->precision == 1 ? "bf16" : "fp32");
-    }
-    if (says(cached, "neck=1") != teacher->neck) {
-        return agglo_fail(err, AGGLO_E_MISMATCH, "the cache has features %s the neck, the recipe asks for neck: %s",
-                          says(cached, "neck=1") ? "behind" : "before", teacher->neck ? "true" : "false");
-    }
-    if (check_weights(teacher, cached, err) != AGGLO_OK) {
+    if (agglo_sources_check(teacher, cached, err) != AGGLO_OK || check_weights(teacher, cached, err) != AGGLO_OK) {
         return err->status;
     }
     out->head.summary_weight = teacher->summary_weight;

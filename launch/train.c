@@ -354,7 +354,7 @@ static agglo_status finish(run *r, agglo_train_result *out, agglo_err *err)
     }
     out->up_to_date = out->resumed_from == r->recipe->train.steps && agglo_path_exists(path);
     if (!out->up_to_date) {
-        agglo_student_export(agglo_trainer_student(r->trainer), path, err);
+        agglo_trainer_export(r->trainer, path, err);
     }
     agglo_free(path);
     return err->status;

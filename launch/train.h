@@ -33,7 +33,7 @@ agglo_status agglo_run_train(const agglo_recipe *recipe, const char *run, agglo_
                              agglo_train_result *out, agglo_err *err);
 
 /* What training and evaluation read of one dataset and its cache, opened and checked against the recipe: every teacher of the recipe must be
- * in the cache, made from the weights that the recipe names (compared when the file is there) with the same codec, views and decoder. */
+ * in the cache, made from the weights that the recipe names (compared when the file is there) with the same options, codec, views and decoder. */
 typedef struct agglo_sources {
     agglo_dataset *dataset;
     agglo_cache *cache;
@@ -45,6 +45,12 @@ typedef struct agglo_sources {
 agglo_status agglo_sources_open(agglo_sources *out, const agglo_recipe *recipe, const char *const *datasets,
                                 size_t n_datasets, const char *cache, agglo_err *err);
 void agglo_sources_close(agglo_sources *sources); /* safe on a zeroed one */
+
+/* Whether the features of a cached teacher are those that the recipe asks for, by all that it says of how they are made: codec, size, summary,
+ * spatial_norm, neck, pos_interp, act, precision, arch. What it leaves open (auto, no size, no arch) is as the cache has it; what has a
+ * default is compared by that. AGGLO_E_MISMATCH names the key, what was found and what is asked for. */
+agglo_status agglo_sources_check(const agglo_recipe_teacher *teacher, const agglo_cache_teacher *cached,
+                                 agglo_err *err);
 
 #ifdef __cplusplus
 }

@@ -102,7 +102,7 @@ agglo_status agglo_checkpoint_save(agglo_trainer *trainer, const char *run, cons
     agglo_hash128 hash = {{0}};
     char *path = NULL, step[32], hash_text[33];
 
-    AGGLO_ASSERT(keep >= 1);
+    AGGLO_ASSERT(keep >= 1 && agglo_trainer_pending(trainer) == 0);
     snprintf(step, sizeof step, "%" PRId64, agglo_trainer_steps(trainer));
     path = path_of(run, agglo_trainer_steps(trainer), err);
     if (path == NULL || agglo_arena_new(&names, 0, err) != AGGLO_OK || agglo_st_writer_new(&writer, err) != AGGLO_OK ||
@@ -275,6 +275,7 @@ agglo_status agglo_checkpoint_load(agglo_trainer *trainer, const char *run, cons
     char *path = NULL;
     int64_t step;
 
+    AGGLO_ASSERT(agglo_trainer_pending(trainer) == 0);
     *found = false;
     if (agglo_checkpoint_newest(run, &step, err) != AGGLO_OK) {
         goto fail;

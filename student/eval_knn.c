@@ -5,6 +5,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "student/rows.h"
 #include "tensor/ops.h"
 
 #define QUERY_ROWS 1024
@@ -42,22 +43,11 @@ static int64_t smaller(int64_t a, int64_t b)
 static agglo_status normalise(const float *from, int64_t n, int64_t dim, const char *what, int64_t first, float *to,
                               agglo_err *err)
 {
-    for (int64_t i = 0; i < n; i++) {
-        const float *x = from + i * dim;
-        double sum = 0.0;
-        float scale;
+    agglo_rows_found found = agglo_rows_normalise(from, n, dim, to);
 
-        for (int64_t c = 0; c < dim; c++) {
-            sum += (double)x[c] * (double)x[c];
-        }
-        if (!isfinite(sum)) {
-            agglo_fail(err, AGGLO_E_DATA, "a feature is not finite");
-            return agglo_at(err, "%s %lld", what, (long long)(first + i));
-        }
-        scale = sum > 0.0 ? (float)(1.0 / sqrt(sum)) : 0.0f;
-        for (int64_t c = 0; c < dim; c++) {
-            to[i * dim + c] = x[c] * scale;
-        }
+    if (found.not_finite >= 0) {
+        agglo_fail(err, AGGLO_E_DATA, "a feature is not finite");
+        return agglo_at(err, "%s %lld", what, (long long)(first + found.not_finite));
     }
     return AGGLO_OK;
 }

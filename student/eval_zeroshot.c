@@ -1,29 +1,14 @@
 /* Class embeddings and the ranks of the true classes, by matrix products on the backend. */
 #include "student/eval_zeroshot.h"
 
-#include <math.h>
 #include <string.h>
 
 #include "base/json.h"
+#include "student/rows.h"
 #include "tensor/ops.h"
 
-enum { QUERY_ROWS = 256, MAX_CLASSES = 1000000 };
-
-/* In place; false: not finite. *zero: nothing to divide by, left as it is. */
-static bool normalise(float *x, int64_t dim, bool *zero)
-{
-    double sum = 0.0, scale;
-
-    for (int64_t c = 0; c < dim; c++) {
-        sum += (double)x[c] * (double)x[c];
-    }
-    *zero = sum == 0.0;
-    scale = sum > 0.0 ? 1.0 / sqrt(sum) : 0.0; /* beyond a float's range for rows of denormals */
-    for (int64_t c = 0; c < dim; c++) {
-        x[c] = (float)((double)x[c] * scale);
-    }
-    return isfinite(sum);
-}
+/* Bounds of what a file may ask for: 64 MiB of scores, and of queries, at a time. */
+enum { QUERY_ROWS = 256, MAX_CLASSES = 65536, MAX_DIM = 65536, MAX_NAME = 4096 };
 
 /* ---- the file ---- */
 
@@ -32,6 +17,13 @@ static agglo_status count_names(const agglo_class_text *text, int64_t n, agglo_e
     return n == text->n ? AGGLO_OK
                         : agglo_fail(err, AGGLO_E_DATA, "`names` holds %lld names, `classes` %lld rows", (long long)n,
                                      (long long)text->n);
+}
+
+static agglo_status check_length(int64_t i, size_t length, agglo_err *err)
+{
+    return length <= MAX_NAME
+               ? AGGLO_OK
+               : agglo_fail(err, AGGLO_E_DATA, "name %lld has %zu bytes, more than %d", (long long)i, length, MAX_NAME);
 }
 
 static agglo_status names_of_array(agglo_class_text *text, const char *json, agglo_err *err)
@@ -49,7 +41,7 @@ static agglo_status names_of_array(agglo_class_text *text, const char *json, agg
             agglo_fail(err, AGGLO_E_DATA, "name %lld is not a text", (long long)i);
             goto done;
         }
-        if ((text->names[i] = agglo_strdup(name, err)) == NULL) {
+        if (check_length(i, strlen(name), err) != AGGLO_OK || (text->names[i] = agglo_strdup(name, err)) == NULL) {
             goto done;
         }
     }
@@ -71,7 +63,8 @@ static agglo_status names_between_commas(agglo_class_text *text, const char *lis
     for (int64_t i = 0; i < n; i++) {
         size_t length = strcspn(list, ",");
 
-        if ((text->names[i] = agglo_format(err, "%.*s", (int)(length < 4096 ? length : 4096), list)) == NULL) {
+        if (check_length(i, length, err) != AGGLO_OK ||
+            (text->names[i] = agglo_format(err, "%.*s", (int)length, list)) == NULL) {
             return err->status;
         }
         list += length + (i + 1 < n);
@@ -96,15 +89,20 @@ static agglo_status read_names(agglo_class_text *text, const agglo_safetensors *
 static agglo_status read_rows(agglo_class_text *text, const agglo_safetensors *st, agglo_err *err)
 {
     const agglo_st_tensor *t = agglo_safetensors_find(st, "classes");
+    agglo_rows_found found;
 
     if (t == NULL) {
         return agglo_fail(err, AGGLO_E_DATA, "there is no tensor `classes`");
     }
-    if (t->rank != 2 || t->shape[0] < 1 || t->shape[1] < 1 || t->shape[0] > MAX_CLASSES || t->shape[1] > 1 << 20) {
+    if (t->rank != 2 || t->shape[0] < 1 || t->shape[1] < 1) {
         return agglo_fail(err, AGGLO_E_DATA, "the tensor `classes` is not [classes, dim]: rank %d, %lld elements",
                           t->rank, (long long)t->n_elements);
     }
-    if (t->dtype != AGGLO_F32 && t->dtype != AGGLO_F16 && t->dtype != AGGLO_BF16 && t->dtype != AGGLO_F64) {
+    if (t->shape[0] > MAX_CLASSES || t->shape[1] > MAX_DIM) {
+        return agglo_fail(err, AGGLO_E_DATA, "the tensor `classes` is [%lld, %lld], at most [%d, %d] are taken",
+                          (long long)t->shape[0], (long long)t->shape[1], MAX_CLASSES, MAX_DIM);
+    }
+    if (!agglo_dtype_is_float(t->dtype)) {
         return agglo_fail(err, AGGLO_E_DATA, "the tensor `classes` is %.16s, not of floats", t->dtype_text);
     }
     text->n = t->shape[0];
@@ -114,13 +112,12 @@ static agglo_status read_rows(agglo_class_text *text, const agglo_safetensors *s
         return err->status;
     }
     agglo_dtype_to_f32(text->rows, t->data, t->dtype, (size_t)t->n_elements);
-    for (int64_t i = 0; i < text->n; i++) {
-        bool zero;
+    found = agglo_rows_normalise(text->rows, text->n, text->dim, text->rows);
+    if (found.not_finite >= 0 || found.zero >= 0) {
+        bool zero = found.not_finite < 0;
 
-        if (!normalise(text->rows + i * text->dim, text->dim, &zero) || zero) {
-            return agglo_fail(err, AGGLO_E_DATA, "row %lld of `classes` is %s", (long long)i,
-                              zero ? "zero" : "not finite");
-        }
+        return agglo_fail(err, AGGLO_E_DATA, "row %lld of `classes` is %s",
+                          (long long)(zero ? found.zero : found.not_finite), zero ? "zero" : "not finite");
     }
     return AGGLO_OK;
 }
@@ -169,16 +166,21 @@ typedef struct scorer {
 
 static agglo_status take(scorer *s, agglo_err *err)
 {
-    size_t n = (size_t)s->text->n, dim = (size_t)s->text->dim;
+    size_t n = (size_t)s->text->n, dim = (size_t)s->text->dim, class_bytes, query_bytes, score_bytes;
 
-    if ((s->classes_device = agglo_backend_alloc(s->backend, n * dim * sizeof(float), err)) == NULL ||
-        (s->query_device = agglo_backend_alloc(s->backend, QUERY_ROWS * dim * sizeof(float), err)) == NULL ||
-        (s->scores_device = agglo_backend_alloc(s->backend, QUERY_ROWS * n * sizeof(float), err)) == NULL ||
-        (s->rows = agglo_alloc(QUERY_ROWS, dim * sizeof(float), err)) == NULL ||
-        (s->scores = agglo_alloc(QUERY_ROWS, n * sizeof(float), err)) == NULL) {
+    if (!agglo_size_mul(dim, sizeof(float), &query_bytes) || !agglo_size_mul(query_bytes, n, &class_bytes) ||
+        !agglo_size_mul(query_bytes, QUERY_ROWS, &query_bytes) ||
+        !agglo_size_mul(n, QUERY_ROWS * sizeof(float), &score_bytes)) {
+        return agglo_fail(err, AGGLO_E_MEMORY, "%zu classes of %zu channels", n, dim);
+    }
+    if ((s->classes_device = agglo_backend_alloc(s->backend, class_bytes, err)) == NULL ||
+        (s->query_device = agglo_backend_alloc(s->backend, query_bytes, err)) == NULL ||
+        (s->scores_device = agglo_backend_alloc(s->backend, score_bytes, err)) == NULL ||
+        (s->rows = agglo_alloc(query_bytes, 1, err)) == NULL ||
+        (s->scores = agglo_alloc(score_bytes, 1, err)) == NULL) {
         return err->status;
     }
-    agglo_upload(s->backend, s->classes_device, s->text->rows, n * dim * sizeof(float));
+    agglo_upload(s->backend, s->classes_device, s->text->rows, class_bytes);
     return agglo_backend_check(s->backend, err);
 }
 
@@ -199,15 +201,11 @@ static agglo_status score(scorer *s, const float *queries, const int64_t *rows, 
     agglo_tensor q = agglo_tensor_2d(s->query_device, AGGLO_F32, n_rows, dim);
     agglo_tensor classes = agglo_tensor_2d(s->classes_device, AGGLO_F32, n, dim);
     agglo_tensor scores = agglo_tensor_2d(s->scores_device, AGGLO_F32, n_rows, n);
+    agglo_rows_found found = agglo_rows_normalise(queries + first * dim, n_rows, dim, s->rows);
 
-    memcpy(s->rows, queries + first * dim, agglo_tensor_bytes(&q));
-    for (int64_t i = 0; i < n_rows; i++) {
-        bool zero;
-
-        if (!normalise(s->rows + i * dim, dim, &zero)) {
-            agglo_fail(err, AGGLO_E_DATA, "a feature is not finite");
-            return agglo_at(err, "query %lld", (long long)(first + i));
-        }
+    if (found.not_finite >= 0) {
+        agglo_fail(err, AGGLO_E_DATA, "a feature is not finite");
+        return agglo_at(err, "query %lld", (long long)(first + found.not_finite));
     }
     agglo_upload(s->backend, q.data, s->rows, agglo_tensor_bytes(&q));
     agglo_linear(s->backend, &q, &classes, NULL, AGGLO_ACT_NONE, NULL, &scores);

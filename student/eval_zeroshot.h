@@ -11,16 +11,16 @@
 extern "C" {
 #endif
 
-/* Class embeddings out of a safetensors file: the tensor `classes` [n, dim] (F32, F16, BF16 or F64), and, in the metadata, `names`: a JSON
- * array of texts, or texts with commas between them. */
+/* Class embeddings out of a safetensors file: the tensor `classes` [n, dim] (F32, F16, BF16 or F64; n and dim at most 65,536), and, in the
+ * metadata, `names`: a JSON array of texts, or texts with commas between them, of at most 4,096 bytes each. */
 typedef struct agglo_class_text {
     int64_t n, dim;
     float *rows;  /* [n, dim], L2-normalised */
     char **names; /* [n]; NULL: the file has none */
 } agglo_class_text;
 
-/* AGGLO_E_DATA names what is wrong with the file: a tensor that is missing, of another shape or type, a row that is zero or not finite, names
- * that are not as many as rows. The file is not needed afterwards. */
+/* AGGLO_E_DATA names what is wrong with the file: a tensor that is missing, of another shape or type, too many rows or channels, a row that is
+ * zero or not finite, names that are not as many as rows or too long. The file is not needed afterwards. */
 agglo_status agglo_class_text_read(agglo_class_text *out, const agglo_safetensors *st, agglo_err *err);
 void agglo_class_text_clear(agglo_class_text *text); /* safe on a zeroed one */
 

@@ -48,7 +48,8 @@ bool agglo_student_is(const agglo_safetensors *st);
 agglo_status agglo_student_read_config(const agglo_safetensors *st, agglo_student_config *config,
                                        agglo_head_config heads[AGGLO_MAX_HEADS], size_t *n_heads, agglo_err *err);
 
-/* student.safetensors: F32 parameters (the masters) and metadata, atomically; equal parameters give equal bytes. */
+/* student.safetensors: F32 parameters (the masters) and metadata, atomically; equal parameters give equal bytes. A trainer's student:
+ * agglo_trainer_export. */
 agglo_status agglo_student_export(agglo_student *student, const char *path, agglo_err *err);
 
 /* A randomly initialised student (heads may be NULL with n_heads 0). The init of a parameter depends on seed and

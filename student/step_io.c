@@ -5,35 +5,45 @@
 
 #define PLACE_ALIGN ((size_t)256)
 
-static size_t place(size_t *used, size_t n_bytes)
+/* Room for a * b * c elements of `size` bytes behind what is used; false when a size cannot be held. */
+static bool place(size_t *used, size_t a, size_t b, size_t c, size_t size, size_t *at, size_t *n_bytes)
 {
-    size_t at = *used;
+    size_t n, rounded;
 
-    *used += (n_bytes + PLACE_ALIGN - 1) / PLACE_ALIGN * PLACE_ALIGN;
-    return at;
+    *at = *used;
+    if (!agglo_size_mul(a, b, &n) || !agglo_size_mul(n, c, &n) || !agglo_size_mul(n, size, &n)) {
+        return false;
+    }
+    *n_bytes = n;
+    return agglo_size_add(n, PLACE_ALIGN - 1, &rounded) &&
+           agglo_size_add(*used, rounded / PLACE_ALIGN * PLACE_ALIGN, used);
 }
 
-agglo_step_layout agglo_step_layout_of(const agglo_batch *batch, const agglo_head_config *heads, size_t n_heads)
+agglo_status agglo_step_layout_of(agglo_step_layout *layout, const agglo_batch *batch, const agglo_head_config *heads,
+                                  size_t n_heads, agglo_err *err)
 {
-    agglo_step_layout layout = {0};
-    size_t n = (size_t)batch->batch, side = (size_t)batch->size;
+    size_t n = (size_t)batch->batch, side = (size_t)batch->size, *used = &layout->n_bytes, ignored;
+    bool fits;
 
-    layout.pixels = place(&layout.n_bytes, n * side * side * 3);
-    layout.valid = place(&layout.n_bytes, n_heads * n * sizeof(float));
-    for (size_t i = 0; i < n_heads; i++) {
+    memset(layout, 0, sizeof *layout);
+    fits = place(used, n, side, side, 3, &layout->pixels, &layout->pixel_bytes) &&
+           place(used, n_heads, n, 1, sizeof(float), &layout->valid, &ignored);
+    for (size_t i = 0; fits && i < n_heads; i++) {
+        const agglo_head_config *head = &heads[i];
         const agglo_batch_targets *targets = &batch->targets[i];
-        size_t n_tokens = (size_t)(heads[i].grid_h * heads[i].grid_w);
+        size_t n_tokens;
 
-        layout.target_bytes[i][0] = n * (size_t)heads[i].summary_dim * agglo_dtype_size(targets->summary_dtype);
-        layout.target_bytes[i][1] =
-            n * n_tokens * (size_t)heads[i].spatial_dim * agglo_dtype_size(targets->spatial_dtype);
-        for (int kind = 0; kind < 2; kind++) {
-            layout.targets[i][kind] = place(&layout.n_bytes, layout.target_bytes[i][kind]);
-        }
+        fits = agglo_size_mul((size_t)head->grid_h, (size_t)head->grid_w, &n_tokens) &&
+               place(used, n, 1, (size_t)head->summary_dim, agglo_dtype_size(targets->summary_dtype),
+                     &layout->targets[i][0], &layout->target_bytes[i][0]) &&
+               place(used, n, n_tokens, (size_t)head->spatial_dim, agglo_dtype_size(targets->spatial_dtype),
+                     &layout->targets[i][1], &layout->target_bytes[i][1]);
     }
-    layout.weights = place(&layout.n_bytes, n_heads * 2 * sizeof(float));
-    layout.numbers = place(&layout.n_bytes, sizeof(agglo_adamw_numbers));
-    return layout;
+    fits = fits && place(used, n_heads, 2, 1, sizeof(float), &layout->weights, &ignored) &&
+           place(used, 1, 1, 1, sizeof(agglo_adamw_numbers), &layout->numbers, &ignored);
+    return fits ? AGGLO_OK
+                : agglo_fail(err, AGGLO_E_MEMORY, "a batch of %d pictures of %d x %d and their targets is too large",
+                             batch->batch, batch->size, batch->size);
 }
 
 agglo_status agglo_step_io_init(agglo_step_io *io, agglo_backend *backend, agglo_err *err)
@@ -96,6 +106,8 @@ agglo_status agglo_step_io_fit(agglo_step_io *io, size_t n_bytes, agglo_err *err
         return agglo_doing(err, "cannot take memory for batches of %zu bytes", n_bytes);
     }
     io->slot_bytes = n_bytes;
+    /* its zeros are work of the compute stream, which the first upload into it must not overtake */
+    agglo_event_record(io->backend, io->staging_read);
     return AGGLO_OK;
 }
 
@@ -103,10 +115,10 @@ void agglo_step_io_up(agglo_step_io *io, const agglo_step_layout *layout, const 
                       const float *weights, const agglo_adamw_numbers *numbers, void *input)
 {
     uint8_t *slot = agglo_upload_ring_take(io->ring);
-    size_t n = (size_t)batch->batch, side = (size_t)batch->size;
+    size_t n = (size_t)batch->batch;
 
     AGGLO_ASSERT(layout->n_bytes <= io->slot_bytes);
-    memcpy(slot + layout->pixels, batch->pixels, n * side * side * 3);
+    memcpy(slot + layout->pixels, batch->pixels, layout->pixel_bytes);
     for (size_t i = 0; i < batch->n_teachers; i++) {
         const agglo_batch_targets *targets = &batch->targets[i];
 

@@ -24,7 +24,7 @@ extern "C" {
 
 /* Where things stand in the block, bytes from its start, each at a multiple of 256. */
 typedef struct agglo_step_layout {
-    size_t pixels;                      /* u8 [batch, size, size, 3] */
+    size_t pixels, pixel_bytes;         /* u8 [batch, size, size, 3] */
     size_t valid;                       /* F32 [n_heads, batch] */
     size_t targets[AGGLO_MAX_HEADS][2]; /* summary, spatial: [batch, n, C] of their dtype */
     size_t target_bytes[AGGLO_MAX_HEADS][2];
@@ -33,8 +33,9 @@ typedef struct agglo_step_layout {
     size_t n_bytes;
 } agglo_step_layout;
 
-/* The layout for batches like this one. */
-agglo_step_layout agglo_step_layout_of(const agglo_batch *batch, const agglo_head_config *heads, size_t n_heads);
+/* The layout for batches like this one. AGGLO_E_MEMORY: more bytes than can be addressed. */
+agglo_status agglo_step_layout_of(agglo_step_layout *layout, const agglo_batch *batch, const agglo_head_config *heads,
+                                  size_t n_heads, agglo_err *err);
 
 /* What a step leaves for the host. */
 typedef struct agglo_step_result {
@@ -47,7 +48,7 @@ typedef struct agglo_step_io {
     agglo_upload_ring *ring;
     void *staging;
     size_t slot_bytes;
-    agglo_event *staging_read;  /* the last copy out of staging is done */
+    agglo_event *staging_read;  /* staging may be written: it is zeroed, and the last copy out of it is done */
     agglo_step_result *results; /* pinned [AGGLO_TRAINER_MAX_PENDING] */
     agglo_event *result_done[AGGLO_TRAINER_MAX_PENDING];
 } agglo_step_io;

@@ -1,13 +1,19 @@
 /* The trainer: one student, its optimiser, one step per batch.
  *
- * The arithmetic depends on the batch, the parameters and the shapes, never on the number of threads. Nothing
- * allocates once a shape has been seen. After a failed step (a device error, values that are not finite) the
- * parameters are those before it.
+ * The arithmetic depends on the batch, the parameters and the shapes, never on the number of threads. After a step that failed before its
+ * update the parameters are those before it: always where its loss or gradient is not finite, and where memory is missing. A device that
+ * fails may do so in the middle of the update, and leaves nothing to go on from: go back to a checkpoint.
  *
  * Steps may overlap: agglo_trainer_submit issues one and returns, agglo_trainer_take waits for the oldest. With two under way a batch
  * goes up to the device, and the next is made, while the one before is computed. A step that fails undoes those behind it: none of them
  * has changed a parameter. On a device the work of a step is recorded at the second batch of a shape and replayed from then on
  * (tensor/async.h), which changes no bit; on the CPU everything happens within submit.
+ *
+ * Memory: a shape is batch, size and types of the targets. Its first batch plans and allocates what it needs more than those before, the
+ * second makes a recording; from the third on nothing is allocated. Of AGGLO_TRAINER_RECORDINGS (8) shapes recordings are kept: one more
+ * takes the place of the shape whose last step is the longest ago, so that of more than 8 shapes that come in turn none is ever replayed.
+ * All recordings are given up when a shape needs more memory than any before, and when the communicator is set. Evaluations are not
+ * recorded.
  *
  * Ranks (agglo_trainer_set_comm): each has a slice of the global batch. A teacher's loss is the mean over the valid samples of all ranks;
  * gradients and loss sums are summed over the ranks between the backward pass and the update, so that all ranks have the same parameters
@@ -74,6 +80,10 @@ void agglo_trainer_free(agglo_trainer *trainer);
 agglo_status agglo_trainer_init(agglo_trainer *trainer, uint64_t seed, agglo_err *err);
 
 agglo_student *agglo_trainer_student(agglo_trainer *trainer); /* borrowed */
+
+/* agglo_student_export of its student. No step is under way (asserted). */
+agglo_status agglo_trainer_export(agglo_trainer *trainer, const char *path, agglo_err *err);
+
 /* Updates made and taken; with no step under way what the next plan's `step` must be. */
 int64_t agglo_trainer_steps(const agglo_trainer *trainer);
 void agglo_trainer_set_steps(agglo_trainer *trainer,
@@ -92,7 +102,7 @@ int agglo_trainer_pending(const agglo_trainer *trainer);
 agglo_status agglo_trainer_submit(agglo_trainer *trainer, const agglo_batch *batch, agglo_err *err);
 
 /* The oldest step under way, there is one. AGGLO_E_DATA, naming the step, when its loss or gradient is not finite; AGGLO_E_DEVICE. After a
- * failure nothing is under way, and parameters and step are those before the failed one. */
+ * failure nothing is under way, and the step is that before the failed one; after AGGLO_E_DATA the parameters are, too. */
 agglo_status agglo_trainer_take(agglo_trainer *trainer, agglo_metrics *out, agglo_err *err);
 
 /* submit and take; no step is under way. */

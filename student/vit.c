@@ -13,6 +13,7 @@
 #include "student/backbone.h"
 #include "student/model.h"
 #include "tensor/nn/vit_block.h"
+#include "tensor/ops_resample.h"
 
 const float agglo_student_mean[3] = {0.48145466f, 0.4578275f, 0.40821073f};
 const float agglo_student_std[3] = {0.26862954f, 0.26130258f, 0.27577711f};
@@ -222,6 +223,7 @@ static agglo_tensor top_rows(const vit *v, const agglo_tensor *t, int64_t n_rows
 
 static agglo_tensor positions(vit *v, agglo_backend *be)
 {
+    const agglo_resample_rule bilinear = agglo_resample_bilinear();
     int64_t g = v->config.pos_grid, h = v->grid_h, w = v->grid_w;
     const agglo_tensor *table = &v->pos->value;
     agglo_tensor from, to;
@@ -231,7 +233,7 @@ static agglo_tensor positions(vit *v, agglo_backend *be)
     }
     if (is_cpe(v)) {
         from = as_map(v, table, g, g);
-        agglo_resize_bilinear(be, &from, &v->pos_mid);
+        agglo_resample(be, &bilinear, &from, &v->pos_mid);
         from = top_rows(v, &v->pos_mid, h, v->mid_w);
         to = top_rows(v, &v->pos_out, h, w);
         agglo_tokens_slice(be, &from, 0, &to);
@@ -241,13 +243,14 @@ static agglo_tensor positions(vit *v, agglo_backend *be)
     to = top_rows(v, &v->pos_mid, v->mid_h, v->mid_w);
     agglo_tokens_slice(be, &from, 0, &to);
     to = as_map(v, &v->pos_out, h, w);
-    agglo_resize_bilinear(be, &v->pos_mid, &to); /* of equal size: a copy */
+    agglo_resample(be, &bilinear, &v->pos_mid, &to); /* of equal size: a copy */
     return v->pos_out;
 }
 
 /* d_pos_out, complete, back into the table's gradient. */
 static void positions_backward(vit *v, agglo_backend *be)
 {
+    const agglo_resample_rule bilinear = agglo_resample_bilinear();
     int64_t g = v->config.pos_grid, h = v->grid_h, w = v->grid_w;
     const agglo_tensor *d_table = &v->pos->grad;
     agglo_tensor from, to;
@@ -258,11 +261,11 @@ static void positions_backward(vit *v, agglo_backend *be)
         to = top_rows(v, &v->d_pos_mid, h, v->mid_w);
         agglo_tokens_slice_bwd(be, &from, 0, false, &to);
         to = as_map(v, d_table, g, g);
-        agglo_resize_bilinear_bwd(be, &v->d_pos_mid, true, &to);
+        agglo_resample_bwd(be, &bilinear, &v->d_pos_mid, true, &to);
         return;
     }
     from = as_map(v, &v->d_pos_out, h, w);
-    agglo_resize_bilinear_bwd(be, &from, false, &v->d_pos_mid);
+    agglo_resample_bwd(be, &bilinear, &from, false, &v->d_pos_mid);
     from = top_rows(v, &v->d_pos_mid, v->mid_h, v->mid_w);
     to = top_rows(v, d_table, v->mid_h, g);
     agglo_tokens_slice_bwd(be, &from, 0, true, &to);

@@ -59,7 +59,7 @@ static agglo_status check_one(const agglo_weights *weights, const agglo_layout_t
         return agglo_load_refuse(t, expected->name,
                                  agglo_load_shape_text(expected->rank, expected->shape, wanted, sizeof wanted), err);
     }
-    if (t->dtype != AGGLO_F32 && t->dtype != AGGLO_F16 && t->dtype != AGGLO_BF16 && t->dtype != AGGLO_F64) {
+    if (!agglo_dtype_is_float(t->dtype)) {
         return agglo_fail(err, AGGLO_E_UNSUPPORTED, "tensor %s is %s, expected F32, F16, BF16 or F64", t->name,
                           t->dtype_text);
     }

@@ -6,6 +6,8 @@
  *
  *     fill a slot -> agglo_upload_async(after = "the last reader of dst is done", done) -> agglo_event_join(done) -> operators that read dst
  *
+ * agglo_backend_alloc zeroes on the compute stream: where dst has had no reader yet, `after` is an event recorded behind its allocation.
+ *
  * On the CPU backend every operator and copy has happened when it returns: events are always done, pinned memory is plain memory, and a
  * captured step has simply run (agglo_backend_captures says so). Code is the same for both.
  *

@@ -58,7 +58,8 @@ agglo_backend_library agglo_backend_cpu_library(void);
 /* The pool behind the CPU backend's loops; NULL on a device. Lets host work share the cores between operators. */
 agglo_pool *agglo_backend_pool(agglo_backend *backend);
 
-/* Device memory, zeroed, 256-byte aligned. NULL and error on failure. */
+/* Device memory, zeroed, 256-byte aligned. NULL and error on failure. The zeros are work of the compute stream, as operators are: an upload on
+ * the copy stream (tensor/async.h) has to come behind an event that was recorded since. */
 void *agglo_backend_alloc(agglo_backend *backend, size_t n_bytes, agglo_err *err);
 void agglo_backend_release(agglo_backend *backend, void *block); /* NULL is fine */
 

@@ -86,8 +86,6 @@ typedef struct agglo_backend_ops {
                              agglo_tensor *d_x);
     void (*tokens_mean)(agglo_backend *be, const agglo_tensor *x, agglo_tensor *y);
     void (*tokens_mean_bwd)(agglo_backend *be, const agglo_tensor *d_y, bool accumulate, agglo_tensor *d_x);
-    void (*resize_bilinear)(agglo_backend *be, const agglo_tensor *x, agglo_tensor *y);
-    void (*resize_bilinear_bwd)(agglo_backend *be, const agglo_tensor *d_y, bool accumulate, agglo_tensor *d_x);
 
     void (*target_loss)(agglo_backend *be, const agglo_loss_config *config, const agglo_tensor *pred,
                         const agglo_target *target, const agglo_loss_weights *weights, float grad_scale,

@@ -144,25 +144,11 @@ static AGGLO_HD inline float agglo_smooth_l1_slope(float d, float threshold, flo
     return agglo_abs(d) < threshold ? d * inverse : sign;
 }
 
-/* Bilinear resampling without antialias, align_corners = false: where output o of n_out reads among n_in. */
+/* Two neighbours among n_in, and their weights. */
 typedef struct agglo_bilinear {
     int64_t i0, i1;
     float w0, w1;
 } agglo_bilinear;
-
-static AGGLO_HD inline agglo_bilinear agglo_bilinear_at(int64_t o, int64_t n_in, int64_t n_out)
-{
-    float s = ((float)o + 0.5f) * ((float)n_in / (float)n_out) - 0.5f;
-    agglo_bilinear at;
-
-    s = s < 0.0f ? 0.0f : s;
-    at.i0 = (int64_t)s;
-    at.i0 = at.i0 > n_in - 1 ? n_in - 1 : at.i0;
-    at.i1 = at.i0 + 1 < n_in ? at.i0 + 1 : n_in - 1;
-    at.w1 = s - (float)at.i0;
-    at.w0 = 1.0f - at.w1;
-    return at;
-}
 
 /* The two inputs of output o of n_out along one axis of a box that starts at `start` and extends over `extent` (fractions of the axis
  * from the first to the last of n_in). A box that leaves the axis, or is no number, reads its edges. */

@@ -348,28 +348,6 @@ void agglo_tokens_mean_bwd(agglo_backend *be, const agglo_tensor *d_y, bool accu
     }
 }
 
-static bool maps(const agglo_backend *be, const agglo_tensor *a, const agglo_tensor *b)
-{
-    return real(be, a) && real(be, b) && same(a, b) && a->rank == 4 && b->rank == 4 && a->shape[0] == b->shape[0] &&
-           last(a) == last(b) && a->data != b->data;
-}
-
-void agglo_resize_bilinear(agglo_backend *be, const agglo_tensor *x, agglo_tensor *y)
-{
-    AGGLO_ASSERT(maps(be, x, y));
-    if (ready(be)) {
-        be->ops->resize_bilinear(be, x, y);
-    }
-}
-
-void agglo_resize_bilinear_bwd(agglo_backend *be, const agglo_tensor *d_y, bool accumulate, agglo_tensor *d_x)
-{
-    AGGLO_ASSERT(maps(be, d_y, d_x));
-    if (ready(be)) {
-        be->ops->resize_bilinear_bwd(be, d_y, accumulate, d_x);
-    }
-}
-
 void agglo_sum_squares(agglo_backend *be, const agglo_tensor *x, agglo_tensor *out)
 {
     AGGLO_ASSERT(real(be, x) && f32(x) && vector(be, out, 1));

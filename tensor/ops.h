@@ -95,11 +95,6 @@ void agglo_tokens_slice_bwd(agglo_backend *be, const agglo_tensor *d_y, int64_t 
 void agglo_tokens_mean(agglo_backend *be, const agglo_tensor *x, agglo_tensor *y);
 void agglo_tokens_mean_bwd(agglo_backend *be, const agglo_tensor *d_y, bool accumulate, agglo_tensor *d_x);
 
-/* Bilinear resampling of feature maps x[B,h,w,C] -> y[B,H,W,C], align_corners = false, no antialias:
- * s = max((o + 0.5) in/out - 0.5, 0) (spec teachers.md section 4). */
-void agglo_resize_bilinear(agglo_backend *be, const agglo_tensor *x, agglo_tensor *y);
-void agglo_resize_bilinear_bwd(agglo_backend *be, const agglo_tensor *d_y, bool accumulate, agglo_tensor *d_x);
-
 /* out[0] += sum of squares of x, F32 (fixed tree). */
 void agglo_sum_squares(agglo_backend *be, const agglo_tensor *x, agglo_tensor *out);
 

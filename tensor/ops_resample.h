@@ -26,6 +26,22 @@ typedef struct agglo_resample_rule {
     double scale_h, scale_w;
 } agglo_resample_rule;
 
+/* Of feature maps and their grids (spec teachers.md section 4): no antialias, align_corners false, s = max((o + 0.5) in/out - 0.5, 0). */
+static inline agglo_resample_rule agglo_resample_bilinear(void)
+{
+    agglo_resample_rule rule = {AGGLO_RESAMPLE_BILINEAR, false, false, 0.0, 0.0};
+
+    return rule;
+}
+
+/* Reflection padding to the right and below (spec students.md section 3.5), H in [h, 2 h - 1], W likewise. */
+static inline agglo_resample_rule agglo_resample_reflect(void)
+{
+    agglo_resample_rule rule = {AGGLO_RESAMPLE_REFLECT, false, false, 0.0, 0.0};
+
+    return rule;
+}
+
 /* y[B,H,W,C] from x[B,h,w,C]: any size to any size. Either extent may be 1, so that a list of rows (relative positions) is [1,L,1,C]. */
 void agglo_resample(agglo_backend *be, const agglo_resample_rule *rule, const agglo_tensor *x, agglo_tensor *y);
 /* d_x (+)= transpose of the above, by gathering: each element of d_x has one writer. */

@@ -131,13 +131,13 @@ agglo_param *agglo_params_add_matrix(agglo_params *params, const char *name, int
     return add(params, name, rank, shape, init, scale, decay, true, err);
 }
 
-/* Whether a parameter is kept in F32, and whether in another type. */
-static bool has_value(const agglo_params *params, const agglo_param *param)
+/* Whether a parameter is to be kept in F32, and whether in BF16, beside F32 or alone. */
+static bool keeps_f32(const agglo_params *params, const agglo_param *param)
 {
     return params->trained || param->stored.dtype == AGGLO_F32;
 }
 
-static bool has_copy(const agglo_param *param)
+static bool keeps_bf16(const agglo_param *param)
 {
     return param->stored.dtype != AGGLO_F32;
 }
@@ -173,8 +173,8 @@ agglo_status agglo_params_allocate(agglo_params *params, agglo_err *err)
             agglo_fail(err, AGGLO_E_MEMORY, "more elements than can be addressed");
             goto fail;
         }
-        values += has_value(params, params->items[i]) ? room(params->items[i]) : 0;
-        copies += has_copy(params->items[i]) ? room(params->items[i]) : 0;
+        values += keeps_f32(params, params->items[i]) ? room(params->items[i]) : 0;
+        copies += keeps_bf16(params->items[i]) ? room(params->items[i]) : 0;
     }
     params->stage = agglo_alloc(STAGE, sizeof *params->stage, err);
     if (params->stage == NULL ||
@@ -197,12 +197,12 @@ agglo_status agglo_params_allocate(agglo_params *params, agglo_err *err)
         agglo_param *param = params->items[i];
         size_t n = room(param);
 
-        if (has_value(params, param)) {
+        if (keeps_f32(params, param)) {
             param->value.data = params->values + values;
             values += n;
         }
         param->stored.data = param->value.data;
-        if (has_copy(param)) {
+        if (keeps_bf16(param)) {
             param->stored.data = params->copies + copies;
             copies += n;
         }
@@ -302,7 +302,7 @@ static void put(agglo_params *params, const agglo_param *param, size_t first, si
     if (param->value.data != NULL) {
         agglo_upload(params->backend, (float *)param->value.data + first, params->stage, n * sizeof(float));
     }
-    if (has_copy(param)) {
+    if (keeps_bf16(param)) {
         agglo_dtype_from_f32(params->stage_copy, params->stage, param->stored.dtype, n);
         agglo_upload(params->backend, (uint16_t *)param->stored.data + first, params->stage_copy, n * sizeof(uint16_t));
     }
@@ -366,18 +366,13 @@ static bool same_shape(int rank_a, const int64_t *a, int rank_b, const int64_t *
     return true;
 }
 
-static bool is_float(agglo_dtype dtype)
-{
-    return dtype == AGGLO_F32 || dtype == AGGLO_F16 || dtype == AGGLO_BF16 || dtype == AGGLO_F64;
-}
-
 /* Convert a tensor of a file to float and make it elements at.. of a parameter; shapes agree already. */
 static agglo_status load_values(agglo_params *params, const agglo_param *param, size_t at,
                                 const agglo_st_tensor *tensor, agglo_err *err)
 {
     size_t n = (size_t)tensor->n_elements, size = agglo_dtype_size(tensor->dtype);
 
-    if (!is_float(tensor->dtype)) {
+    if (!agglo_dtype_is_float(tensor->dtype)) {
         return agglo_fail(err, AGGLO_E_MISMATCH, "dtype %s, expected F32, F16, BF16 or F64", tensor->dtype_text);
     }
     for (size_t first = 0; first < n; first += STAGE) {

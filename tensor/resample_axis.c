@@ -115,14 +115,22 @@ static int64_t nearest_of(const agglo_taps_key *key, int64_t o)
     return i < key->n_in ? i : key->n_in - 1;
 }
 
+/* Each output reads one input as it is. */
+static bool copies(const agglo_taps_key *key)
+{
+    return key->mode == AGGLO_RESAMPLE_NEAREST || key->mode == AGGLO_RESAMPLE_REFLECT;
+}
+
 agglo_status agglo_taps_make(agglo_taps *out, const agglo_taps_key *key, agglo_err *err)
 {
     double ratio = (double)key->n_in / (double)key->n_out;
-    int max_taps = key->mode == AGGLO_RESAMPLE_NEAREST ? 1 : key->mode == AGGLO_RESAMPLE_BILINEAR ? 2 : 4;
+    int max_taps = copies(key) ? 1 : key->mode == AGGLO_RESAMPLE_BILINEAR ? 2 : 4;
 
     AGGLO_ASSERT(key->n_in > 0 && key->n_out > 0 && key->n_in <= MOST_EXTENT && key->n_out <= MOST_EXTENT);
     AGGLO_ASSERT(key->scale >= 0.0 && key->scale < 1e9 && (key->scale == 0.0 || key->scale > 1e-9));
-    AGGLO_ASSERT(key->mode != AGGLO_RESAMPLE_NEAREST || (!key->antialias && !key->align_corners));
+    AGGLO_ASSERT(!copies(key) || (!key->antialias && !key->align_corners));
+    AGGLO_ASSERT(key->mode != AGGLO_RESAMPLE_REFLECT ||
+                 (key->scale == 0.0 && key->n_in <= key->n_out && key->n_out < 2 * key->n_in));
     if (key->align_corners) {
         ratio = key->n_out > 1 ? (double)(key->n_in - 1) / (double)(key->n_out - 1) : 0.0;
     } else if (key->scale > 0.0) {
@@ -135,8 +143,10 @@ agglo_status agglo_taps_make(agglo_taps *out, const agglo_taps_key *key, agglo_e
         return err->status;
     }
     for (int64_t o = 0; o < key->n_out; o++) {
-        if (key->mode == AGGLO_RESAMPLE_NEAREST) {
-            out->first[o] = (int32_t)nearest_of(key, o);
+        if (copies(key)) {
+            int64_t back = 2 * (key->n_in - 1) - o;
+
+            out->first[o] = (int32_t)(key->mode == AGGLO_RESAMPLE_NEAREST ? nearest_of(key, o) : o < back ? o : back);
             out->count[o] = 1;
             out->weight[o] = 1.0;
         } else if (key->antialias) {
@@ -153,7 +163,8 @@ agglo_status agglo_taps_transpose(agglo_taps *out, const agglo_taps *taps, agglo
     int32_t most = 1, *n_of, *from;
     agglo_status status;
 
-    /* both ends of the runs only move forward, so the outputs that read one input are neighbours */
+    /* both ends of the runs only move forward, so the outputs that read one input are neighbours; with reflect they lie apart, and those
+     * between have weight 0 */
     n_of = agglo_alloc((size_t)taps->n_in, sizeof *n_of, err);
     from = agglo_alloc((size_t)taps->n_in, sizeof *from, err);
     if (n_of == NULL || from == NULL) {

@@ -3,11 +3,13 @@
  *
  * Output o of n_out, r = in/out (or 1/scale where a scale is prescribed; with align_corners (in-1)/(out-1)):
  *   nearest    floor(o in/out)
+ *   reflect    o, and behind the last input back from it: 2 (in - 1) - o. No resampling but padding to the right and below, PyTorch's
+ *              F.pad(mode="reflect"); in <= out <= 2 in - 1
  *   bilinear   s = max((o + 0.5) r - 0.5, 0), two taps, clamped at the edge; with align_corners s = o r
  *   bicubic    s = (o + 0.5) r - 0.5, four taps of Keys' kernel with a = -0.75, clamped at the edges; with align_corners s = o r
  *   antialias  window of support max(r,1) (bilinear: triangle) or 2 max(r,1) (bicubic: Keys, a = -0.5) around (o + 0.5) r, weights
  *              normalised; with align_corners only r differs
- * These are PyTorch's F.interpolate in all its 2-D modes (spec teachers.md section 4; Keys 1981).
+ * All but reflect are PyTorch's F.interpolate in all its 2-D modes (spec teachers.md section 4; Keys 1981).
  */
 #ifndef AGGLO_TENSOR_RESAMPLE_AXIS_H
 #define AGGLO_TENSOR_RESAMPLE_AXIS_H
@@ -25,15 +27,16 @@ typedef enum agglo_resample_mode {
     AGGLO_RESAMPLE_NEAREST,
     AGGLO_RESAMPLE_BILINEAR,
     AGGLO_RESAMPLE_BICUBIC,
+    AGGLO_RESAMPLE_REFLECT,
 } agglo_resample_mode;
 
 /* What the weights of an axis depend on. */
 typedef struct agglo_taps_key {
     agglo_resample_mode mode;
-    bool antialias;     /* not with nearest */
-    bool align_corners; /* not with nearest; a scale is without effect then */
+    bool antialias;     /* not with nearest and reflect */
+    bool align_corners; /* not with nearest and reflect; a scale is without effect then */
     int64_t n_in, n_out;
-    double scale; /* out/in as prescribed, independent of n_out; 0: n_out / n_in */
+    double scale; /* out/in as prescribed, independent of n_out; 0: n_out / n_in, and with reflect */
 } agglo_taps_key;
 
 /* out[o] = sum over k < count[o] of weight[o * max_taps + k] * in[first[o] + k]. Runs never leave the input: what an edge clamps is

@@ -19,6 +19,26 @@
 
 #include <math.h>
 
+/* A piece of a worker's scratch: where its address goes, and floats. */
+typedef struct scratch_part {
+    float **place;
+    int64_t size;
+} scratch_part;
+
+/* Lays parts out one behind the other from `scratch` on; NULL: only counts. The floats that they take. */
+static int64_t lay_parts(const scratch_part *parts, size_t n, float *scratch)
+{
+    int64_t total = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        if (scratch != NULL) {
+            *parts[i].place = take(&scratch, parts[i].size);
+        }
+        total += up(parts[i].size, 16);
+    }
+    return total;
+}
+
 /* ---- forward ---- */
 
 typedef struct forward_scratch {
@@ -26,36 +46,25 @@ typedef struct forward_scratch {
     float *rel, *places, *turned; /* of a bias */
 } forward_scratch;
 
-/* With `parts` NULL, only the count. */
-static int64_t forward_parts(const attention_work *job, float *scratch, forward_scratch *parts)
+static int64_t forward_parts(const attention_work *job, float *scratch, forward_scratch *at)
 {
     int64_t keys = up(job->block, GEMM_ROWS), queries = agglo_min(GROUP, up(job->n, QUERIES));
     attention_bias_floats bias = AGGLO_CPU_NAME(bias_floats)(job);
-    const int64_t sizes[] = {keys * job->d,
-                             job->block * job->d_cols,
-                             queries * job->d,
-                             keys * QUERIES,
-                             queries * job->d_vecs,
-                             GROUP,
-                             GROUP,
-                             QUERIES,
-                             bias.rel,
-                             queries / QUERIES * bias.places,
-                             bias.turned};
-    int64_t total = 0;
+    const scratch_part parts[] = {
+        {&at->k, keys * job->d},
+        {&at->v, job->block * job->d_cols},
+        {&at->q, queries * job->d},
+        {&at->s, keys * QUERIES},
+        {&at->out, queries * job->d_vecs},
+        {&at->most, GROUP},
+        {&at->sum, GROUP},
+        {&at->shrink, QUERIES},
+        {&at->rel, bias.rel},
+        {&at->places, queries / QUERIES * bias.places},
+        {&at->turned, bias.turned},
+    };
 
-    if (parts != NULL) {
-        float **const places[] = {&parts->k,   &parts->v,      &parts->q,   &parts->s,      &parts->out,   &parts->most,
-                                  &parts->sum, &parts->shrink, &parts->rel, &parts->places, &parts->turned};
-
-        for (size_t i = 0; i < AGGLO_COUNT(sizes); i++) {
-            *places[i] = take(&scratch, sizes[i]);
-        }
-    }
-    for (size_t i = 0; i < AGGLO_COUNT(sizes); i++) {
-        total += up(sizes[i], 16);
-    }
-    return total;
+    return lay_parts(parts, AGGLO_COUNT(parts), scratch);
 }
 
 /* most[q] = max(most[q], s's), sum and s as in the head of the file; shrink[q] = exp(old most - new most). `n` whole vectors of queries.
@@ -173,48 +182,34 @@ typedef struct backward_scratch {
     float *rel, *places, *d_places, *turned; /* of a bias; places of all tiles */
 } backward_scratch;
 
-/* With `parts` NULL, only the count. */
-static int64_t backward_parts(const attention_work *job, float *scratch, backward_scratch *parts)
+static int64_t backward_parts(const attention_work *job, float *scratch, backward_scratch *at)
 {
     int64_t keys = up(job->block, GEMM_ROWS), d = job->d, tiles = agglo_ceil_div(job->n, QUERIES);
     attention_bias_floats bias = AGGLO_CPU_NAME(bias_floats)(job);
-    const int64_t sizes[] = {keys * d,
-                             keys * d,
-                             job->block * job->d_cols,
-                             keys * job->d_vecs,
-                             keys * job->d_vecs,
-                             QUERIES * d,
-                             QUERIES * d,
-                             QUERIES * job->d_cols,
-                             QUERIES * job->d_cols,
-                             keys * QUERIES,
-                             keys * QUERIES,
-                             QUERIES * job->d_vecs,
-                             QUERIES,
-                             QUERIES,
-                             2 * d,
-                             job->d_qkv->dtype == AGGLO_F32 ? 0 : job->n * d,
-                             bias.rel,
-                             tiles * bias.places,
-                             tiles * bias.places,
-                             bias.turned};
-    int64_t total = 0;
+    const scratch_part parts[] = {
+        {&at->k_left, keys * d},
+        {&at->v_left, keys * d},
+        {&at->k_tokens, job->block * job->d_cols},
+        {&at->d_k, keys * job->d_vecs},
+        {&at->d_v, keys * job->d_vecs},
+        {&at->q_right, QUERIES * d},
+        {&at->d_out_right, QUERIES * d},
+        {&at->q_tokens, QUERIES * job->d_cols},
+        {&at->d_out_tokens, QUERIES * job->d_cols},
+        {&at->p, keys * QUERIES},
+        {&at->d_s, keys * QUERIES},
+        {&at->d_q, QUERIES * job->d_vecs},
+        {&at->lse, QUERIES},
+        {&at->delta, QUERIES},
+        {&at->row, 2 * d},
+        {&at->d_q_sums, job->d_qkv->dtype == AGGLO_F32 ? 0 : job->n * d},
+        {&at->rel, bias.rel},
+        {&at->places, tiles * bias.places},
+        {&at->d_places, tiles * bias.places},
+        {&at->turned, bias.turned},
+    };
 
-    if (parts != NULL) {
-        float **const places[] = {&parts->k_left,       &parts->v_left,  &parts->k_tokens,    &parts->d_k,
-                                  &parts->d_v,          &parts->q_right, &parts->d_out_right, &parts->q_tokens,
-                                  &parts->d_out_tokens, &parts->p,       &parts->d_s,         &parts->d_q,
-                                  &parts->lse,          &parts->delta,   &parts->row,         &parts->d_q_sums,
-                                  &parts->rel,          &parts->places,  &parts->d_places,    &parts->turned};
-
-        for (size_t i = 0; i < AGGLO_COUNT(sizes); i++) {
-            *places[i] = take(&scratch, sizes[i]);
-        }
-    }
-    for (size_t i = 0; i < AGGLO_COUNT(sizes); i++) {
-        total += up(sizes[i], 16);
-    }
-    return total;
+    return lay_parts(parts, AGGLO_COUNT(parts), scratch);
 }
 
 static float dot(const float *a, const float *b, int64_t n)
@@ -387,7 +382,9 @@ void AGGLO_CPU_NAME(attention_backward)(attention_work *job)
 
 bool AGGLO_CPU_NAME(attention_reserve)(const attention_work *job, bool backward, int64_t shared)
 {
-    int64_t floats = backward ? backward_parts(job, NULL, NULL) : forward_parts(job, NULL, NULL);
+    forward_scratch forward;
+    backward_scratch back;
+    int64_t floats = backward ? backward_parts(job, NULL, &back) : forward_parts(job, NULL, &forward);
 
     return agglo_cpu_reserve(job->be, (size_t)shared * sizeof(float), (size_t)floats * sizeof(float));
 }

@@ -312,6 +312,7 @@ static void finish_phase(void *context, int64_t row, int64_t rows, int64_t col, 
     }
 }
 
+/* The same cut with and without f->packed, for the scratch to be sized by. */
 static agglo_cpu_gemm phase_product(conv_work *job, phase *f)
 {
     const agglo_conv_shape *s = job->s;
@@ -321,6 +322,7 @@ static agglo_cpu_gemm phase_product(conv_work *job, phase *f)
                               .a = {job->y_in, job->dtype, s->o, true},
                               .a_rows = pointwise(s) ? NULL : gather_rows,
                               .rows = &f->in,
+                              .b_packed = true,
                               .packed = f->packed,
                               .context = f};
 

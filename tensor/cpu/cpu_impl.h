@@ -38,6 +38,12 @@ static inline void *agglo_cpu_worker(agglo_backend *be, int worker)
     return cpu->scratch + cpu->shared_bytes + (size_t)worker * cpu->worker_bytes;
 }
 
+/* What each worker has. */
+static inline size_t agglo_cpu_worker_bytes(const agglo_backend *be)
+{
+    return ((const agglo_cpu *)be)->worker_bytes;
+}
+
 /* agglo_backend_product: oneDNN's product, a slice of rows to a thread. */
 void agglo_cpu_product(agglo_backend *be, const agglo_tensor *a, const agglo_tensor *b, bool transpose_b,
                        agglo_tensor *c);
@@ -71,13 +77,15 @@ typedef struct agglo_cpu_operand {
  * are in cache, when its sum is complete; c NULL leaves it to finish to keep the result: `block` is scratch then.
  * a_sums[m], where given, gets A's row sums added. An element's value depends on its row of A, its column of B and k alone.
  * An A that does not stand in memory as a matrix: a_rows writes elements k0..k0+k of its rows first..first+n as floats [n][k], on any thread.
- * A B that is packed already (gemm_pack_b's layout) stands in `packed`, and gemm_worker_floats have been reserved with it. */
+ * A B that is packed already (b_packed; gemm_pack_b's layout) stands in `packed`, and gemm_worker_floats have been reserved with it: those of
+ * the same product, whose `packed` need not be known yet. */
 typedef struct agglo_cpu_gemm {
     int64_t m, n, k;
     agglo_cpu_operand a, b;
     void (*a_rows)(const void *rows, int64_t first, int64_t n, int64_t k0, int64_t k, float *out);
-    const void *rows; /* what a_rows is called with */
-    const float *packed;
+    const void *rows;    /* what a_rows is called with */
+    bool b_packed;       /* decides how the product is cut, and so what scratch it takes */
+    const float *packed; /* with b_packed */
     float *c;
     int64_t ldc;
     bool accumulate; /* to c */

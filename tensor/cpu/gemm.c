@@ -17,7 +17,7 @@
 #define SUPER_K      3072               /* steps of k for which B is packed at a time */
 #define SUPER_FLOATS ((int64_t)5 << 19) /* elements of B that are packed at a time */
 #define TILE_M       60                 /* a multiple of every GEMM_ROWS; with BLOCK_K, 180 KiB of A */
-#define TASK_M       132 /* the same where a task has more rows: B is read less often */
+#define TASK_M       132                /* the same where a task has more rows: B is read less often */
 #define TILE_N       1536
 #define MIN_TASKS    24
 #define PACK_PANELS  8 /* per task */
@@ -235,8 +235,8 @@ static gemm_work work_of(agglo_backend *be, const agglo_cpu_gemm *product)
     job.tile_m = part(product->m, TILE_M, GEMM_ROWS);
     job.super_k = product->k;
     job.super_n = product->n;
-    job.fused = product->packed == NULL && product->m <= job.tile_m;
-    if (!job.fused && product->packed == NULL) {
+    job.fused = !product->b_packed && product->m <= job.tile_m;
+    if (!job.fused && !product->b_packed) {
         /* without a C to keep sums in, all of k at a time */
         job.super_k = agglo_min(product->k, product->c == NULL ? product->k : SUPER_K / job.block_k * job.block_k);
         job.super_n = part(product->n, SUPER_FLOATS / job.super_k / GEMM_COLS * GEMM_COLS, GEMM_COLS);
@@ -266,16 +266,18 @@ int64_t AGGLO_CPU_NAME(gemm_worker_floats)(const agglo_cpu_gemm *product)
 void AGGLO_CPU_NAME(gemm)(agglo_backend *be, const agglo_cpu_gemm *product)
 {
     gemm_work job = work_of(be, product);
-    bool packs = product->packed == NULL && !job.fused;
+    bool packs = !product->b_packed && !job.fused;
     int64_t shared_b = packs ? job.super_n * job.super_k : 0, rows = agglo_ceil_div(product->m, GEMM_ROWS) * GEMM_ROWS;
     bool share_a =
-        product->packed == NULL && product->a_sums == NULL && product->n > job.tile_n && rows * product->k <= SHARED_A;
+        !product->b_packed && product->a_sums == NULL && product->n > job.tile_n && rows * product->k <= SHARED_A;
 
-    if (product->packed == NULL &&
+    AGGLO_ASSERT(product->b_packed == (product->packed != NULL));
+    if (!product->b_packed &&
         !agglo_cpu_reserve(be, (size_t)(shared_b + (share_a ? rows * product->k : 0)) * sizeof(float),
                            (size_t)worker_floats(&job) * sizeof(float))) {
         return;
     }
+    AGGLO_ASSERT((size_t)worker_floats(&job) * sizeof(float) <= agglo_cpu_worker_bytes(be));
     job.b = packs ? agglo_cpu_shared(be) : NULL;
     job.panels = packs ? job.b : product->packed;
     if (share_a) {

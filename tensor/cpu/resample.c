@@ -42,6 +42,38 @@ static void add_scaled(float *to, const void *x, bool bf16, int64_t i0, int64_t 
     }
 }
 
+/* to[j] = sum over k < count of w[k] x[i0 + k step + j]; two taps, which bilinear weights are, in one pass */
+static void weigh(float *to, const void *x, bool bf16, int64_t i0, int64_t step, int32_t count, const float *w,
+                  int64_t n)
+{
+    int32_t k = 0;
+
+    if (count == 0) {
+        memset(to, 0, (size_t)n * sizeof *to);
+    } else if (count == 2 && bf16) {
+        const uint16_t *a = (const uint16_t *)x + i0, *b = a + step;
+        float u = w[0], v = w[1];
+
+#pragma omp simd
+        for (int64_t j = 0; j < n; j++) {
+            to[j] = u * agglo_bf16_to_f32(a[j]) + v * agglo_bf16_to_f32(b[j]);
+        }
+        k = 2;
+    } else if (count == 2) {
+        const float *a = (const float *)x + i0, *b = a + step;
+        float u = w[0], v = w[1];
+
+#pragma omp simd
+        for (int64_t j = 0; j < n; j++) {
+            to[j] = u * a[j] + v * b[j];
+        }
+        k = 2;
+    }
+    for (; k < count; k++) {
+        add_scaled(to, x, bf16, i0 + k * step, n, w[k], k == 0);
+    }
+}
+
 /* y[i0 + j] (+)= from[j] */
 static void put(void *y, bool bf16, int64_t i0, int64_t n, const float *from, bool accumulate)
 {
@@ -52,11 +84,13 @@ static void put(void *y, bool bf16, int64_t i0, int64_t n, const float *from, bo
         for (int64_t j = 0; j < n; j++) {
             narrow[j] = agglo_f32_to_bf16((accumulate ? agglo_bf16_to_f32(narrow[j]) : 0.0f) + from[j]);
         }
-    } else {
+    } else if (accumulate) {
 #pragma omp simd
         for (int64_t j = 0; j < n; j++) {
-            wide[j] = (accumulate ? wide[j] : 0.0f) + from[j];
+            wide[j] += from[j];
         }
+    } else if (wide != from) {
+        memcpy(wide, from, (size_t)n * sizeof *wide);
     }
 }
 
@@ -70,26 +104,20 @@ static void resample_row(void *context, int64_t index, int worker)
 
     if (down->identity && !job->bf16) {
         row = (const float *)job->x + index * width;
-    } else if (down->count[o] == 0) {
-        memset(scratch, 0, (size_t)width * sizeof *scratch);
-    }
-    for (int32_t k = 0; row == scratch && k < down->count[o]; k++) {
-        add_scaled(scratch, job->x, job->bf16, (image * down->n_in + down->first[o] + k) * width, width,
-                   down->weight[o * down->max_taps + k], k == 0);
+    } else {
+        weigh(scratch, job->x, job->bf16, (image * down->n_in + down->first[o]) * width, width, down->count[o],
+              down->weight + o * down->max_taps, width);
     }
     if (across->identity) {
         put(job->y, job->bf16, index * width, width, row, job->accumulate);
         return;
     }
     for (int64_t ox = 0; ox < across->n_out; ox++) {
-        if (across->count[ox] == 0) {
-            memset(pixel, 0, (size_t)c * sizeof *pixel);
-        }
-        for (int32_t k = 0; k < across->count[ox]; k++) {
-            add_scaled(pixel, row, false, (across->first[ox] + k) * c, c, across->weight[ox * across->max_taps + k],
-                       k == 0);
-        }
-        put(job->y, job->bf16, (index * across->n_out + ox) * c, c, pixel, job->accumulate);
+        int64_t at = (index * across->n_out + ox) * c;
+        float *to = job->bf16 || job->accumulate ? pixel : (float *)job->y + at;
+
+        weigh(to, row, false, across->first[ox] * c, c, across->count[ox], across->weight + ox * across->max_taps, c);
+        put(job->y, job->bf16, at, c, to, job->accumulate);
     }
 }
 

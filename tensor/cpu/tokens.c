@@ -1,4 +1,4 @@
-/* Moving tokens on the CPU: pixels to patch vectors, prefix tokens and positions, slices, means, resampling of feature maps. Rows of
+/* Moving tokens on the CPU: pixels to patch vectors, prefix tokens and positions, slices, means. Rows of
  * BF16 are converted into scratch of the worker; sums over rows stay in F32 until they are whole. */
 #include "tensor/cpu/cpu_impl.h"
 #include "tensor/math_inline.h"
@@ -7,7 +7,7 @@
 
 typedef struct token_work {
     int64_t batch, n, n_prefix, c, first;
-    int64_t h_in, w_in, h_out, w_out;
+    int64_t h_in, w_in; /* of pixels */
     agglo_backend *be;
     const agglo_tensor *x;       /* what is read, of the storage type */
     agglo_tensor *y, *d_patches; /* what is written */
@@ -289,113 +289,6 @@ static void tokens_mean_bwd(agglo_backend *be, const agglo_tensor *d_y, bool acc
     }
 }
 
-#define RESIZE_CHANNELS 128
-
-/* One task per (image, output row). */
-static void resize_row(void *context, int64_t index, int worker)
-{
-    const token_work *job = context;
-    int64_t c = job->c, b = index / job->h_out;
-    agglo_bilinear v = agglo_bilinear_at(index % job->h_out, job->h_in, job->h_out);
-    int64_t map = b * job->h_in * job->w_in, row0 = map + v.i0 * job->w_in, row1 = map + v.i1 * job->w_in;
-    float block[5][RESIZE_CHANNELS];
-
-    (void)worker;
-    for (int64_t ox = 0; ox < job->w_out; ox++) {
-        agglo_bilinear u = agglo_bilinear_at(ox, job->w_in, job->w_out);
-
-        for (int64_t first = 0; first < c; first += RESIZE_CHANNELS) {
-            int64_t n = agglo_min(RESIZE_CHANNELS, c - first), at = (index * job->w_out + ox) * c + first;
-            const float *p = agglo_cpu_in(job->x, (row0 + u.i0) * c + first, n, block[0]);
-            const float *q = agglo_cpu_in(job->x, (row0 + u.i1) * c + first, n, block[1]);
-            const float *r = agglo_cpu_in(job->x, (row1 + u.i0) * c + first, n, block[2]);
-            const float *s = agglo_cpu_in(job->x, (row1 + u.i1) * c + first, n, block[3]);
-            float *y = agglo_cpu_out(job->y, at, block[4]);
-
-#pragma omp simd
-            for (int64_t j = 0; j < n; j++) {
-                y[j] = v.w0 * (u.w0 * p[j] + u.w1 * q[j]) + v.w1 * (u.w0 * r[j] + u.w1 * s[j]);
-            }
-            agglo_cpu_put(job->y, at, n, y);
-        }
-    }
-}
-
-static token_work resize_work(const agglo_tensor *in, const agglo_tensor *out)
-{
-    token_work job = {.batch = in->shape[0], .c = in->shape[3]};
-
-    job.h_in = in->shape[1];
-    job.w_in = in->shape[2];
-    job.h_out = out->shape[1];
-    job.w_out = out->shape[2];
-    return job;
-}
-
-static void resize_bilinear(agglo_backend *be, const agglo_tensor *x, agglo_tensor *y)
-{
-    token_work job = resize_work(x, y);
-
-    job.x = x;
-    job.y = y;
-    agglo_pool_for(be->pool, job.batch * job.h_out, resize_row, &job);
-}
-
-/* One task per (image, some channels): the scatter has one writer. A map of BF16 is summed in scratch [h w, RESIZE_CHANNELS]. */
-static void resize_bwd_channels(void *context, int64_t index, int worker)
-{
-    const token_work *job = context;
-    int64_t n_blocks = agglo_ceil_div(job->c, RESIZE_CHANNELS), c = job->c, n_in = job->h_in * job->w_in;
-    int64_t b = index / n_blocks, first = index % n_blocks * RESIZE_CHANNELS, n = agglo_min(RESIZE_CHANNELS, c - first);
-    float *scratch = scratch_of(job, job->x, worker), block[RESIZE_CHANNELS];
-    int64_t ld = scratch == NULL ? c : RESIZE_CHANNELS, place = b * n_in * c + first;
-    float *map = agglo_cpu_out(job->y, place, scratch);
-
-    for (int64_t i = 0; i < n_in; i++) {
-        if (!job->accumulate) {
-            memset(map + i * ld, 0, (size_t)n * sizeof *map);
-        } else if (scratch != NULL) {
-            (void)agglo_cpu_in(job->y, place + i * c, n, map + i * ld);
-        }
-    }
-    for (int64_t oy = 0; oy < job->h_out; oy++) {
-        agglo_bilinear v = agglo_bilinear_at(oy, job->h_in, job->h_out);
-
-        for (int64_t ox = 0; ox < job->w_out; ox++) {
-            agglo_bilinear u = agglo_bilinear_at(ox, job->w_in, job->w_out);
-            const float *d_y = agglo_cpu_in(job->x, ((b * job->h_out + oy) * job->w_out + ox) * c + first, n, block);
-            const int64_t at[4] = {v.i0 * job->w_in + u.i0, v.i0 * job->w_in + u.i1, v.i1 * job->w_in + u.i0,
-                                   v.i1 * job->w_in + u.i1};
-            const float weight[4] = {v.w0 * u.w0, v.w0 * u.w1, v.w1 * u.w0, v.w1 * u.w1};
-
-            for (int k = 0; k < 4; k++) {
-                float *d_x = map + at[k] * ld, w = weight[k];
-
-#pragma omp simd
-                for (int64_t j = 0; j < n; j++) {
-                    d_x[j] += w * d_y[j];
-                }
-            }
-        }
-    }
-    for (int64_t i = 0; scratch != NULL && i < n_in; i++) {
-        agglo_cpu_put(job->y, place + i * c, n, map + i * ld);
-    }
-}
-
-static void resize_bilinear_bwd(agglo_backend *be, const agglo_tensor *d_y, bool accumulate, agglo_tensor *d_x)
-{
-    token_work job = resize_work(d_x, d_y);
-
-    job.be = be;
-    job.x = d_y;
-    job.y = d_x;
-    job.accumulate = accumulate;
-    if (agglo_cpu_reserve_rows(be, d_y, job.h_in * job.w_in, RESIZE_CHANNELS)) {
-        agglo_pool_for(be->pool, job.batch * agglo_ceil_div(job.c, RESIZE_CHANNELS), resize_bwd_channels, &job);
-    }
-}
-
 void AGGLO_CPU_NAME(tokens_ops)(agglo_backend_ops *ops)
 {
     ops->patchify = patchify;
@@ -405,6 +298,4 @@ void AGGLO_CPU_NAME(tokens_ops)(agglo_backend_ops *ops)
     ops->tokens_slice_bwd = tokens_slice_bwd;
     ops->tokens_mean = tokens_mean;
     ops->tokens_mean_bwd = tokens_mean_bwd;
-    ops->resize_bilinear = resize_bilinear;
-    ops->resize_bilinear_bwd = resize_bilinear_bwd;
 }

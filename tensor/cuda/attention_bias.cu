@@ -103,11 +103,7 @@ template <int PAD> static __global__ __launch_bounds__(THREADS, 2) void bias_att
         float acc[M][PAD / SIDE], s[M][M], most[M], sum[M];
 
         clear<M, PAD / SIDE>(acc);
-#pragma unroll
-        for (int i = 0; i < M; i++) {
-            most[i] = -INFINITY;
-            sum[i] = 0.0f; /* of this thread's columns */
-        }
+        softmax_begin<TILE>(most, sum);
         __syncthreads();
         load_tile<TILE, PAD>(q, job.qkv, job.dtype, at.packed, 3 * dim, at.first, job.n, d);
         for (int64_t key = 0; key < job.n; key += TILE) {
@@ -129,44 +125,14 @@ template <int PAD> static __global__ __launch_bounds__(THREADS, 2) void bias_att
                                               : 0.0f;
                 }
             }
-#pragma unroll
-            for (int i = 0; i < M; i++) {
-                float before = most[i], shrink;
-
-#pragma unroll
-                for (int j = 0; j < M; j++) {
-                    most[i] = s[i][j] > most[i] ? s[i][j] : most[i];
-                }
-                most[i] = row_max(most[i]);
-                shrink = agglo_exp(before - most[i]);
-                sum[i] *= shrink;
-#pragma unroll
-                for (int c = 0; c < PAD / SIDE; c++) {
-                    acc[i][c] *= shrink;
-                }
-#pragma unroll
-                for (int j = 0; j < M; j++) {
-                    /* agglo_exp never gives 0: keys that do not exist are left out by hand */
-                    s[i][j] = key + tx + SIDE * j < job.n ? agglo_exp(s[i][j] - most[i]) : 0.0f;
-                    sum[i] += s[i][j];
-                }
-            }
+            softmax_tile<TILE, PAD>(s, key, job.n, most, sum, acc);
             put_tile<TILE>(p, s);
             __syncthreads(); /* the keys have been used */
             load_tile<TILE, PAD>(kv, job.qkv, job.dtype, at.packed + 2 * dim, 3 * dim, key, job.n, d);
             __syncthreads();
             tile_accumulate<TILE, PAD>(acc, p, kv);
         }
-#pragma unroll
-        for (int i = 0; i < M; i++) {
-            int64_t row = at.first + ty * M + i;
-
-            sum[i] = row_sum(sum[i]);
-            if (job.lse_out != NULL && tx == 0 && row < job.n) {
-                job.lse_out[at.rows + row] = most[i] + logf(sum[i]);
-            }
-            sum[i] = 1.0f / sum[i];
-        }
+        softmax_finish<TILE>(most, sum, job.lse_out, at.rows, at.first, job.n);
         store_rows<TILE, PAD>(job.out, job.dtype, at.unpacked, dim, at.first, job.n, d, acc, sum);
     }
 }

@@ -12,8 +12,8 @@
  * Bytes moved: 4 B H N D (1 + N / 64) forward, mostly from the second-level cache. Bound by loads to shared memory and exponentials.
  * Numerics: products of BF16, sums, softmax and bias in F32; P, d_s and the factors of d_q that
  * come through the bias are rounded to BF16 where they enter a product; the tables enter theirs in two halves, 16 bits together.
- * Exponentials are exp2f. Deterministic: one writer, one order, nothing atomic. Not timed: there was no GPU. ptxas spills 8
- * bytes in the pass of d_k and d_v beyond 96 channels, elsewhere none.
+ * Exponentials are exp2f. Deterministic: one writer, one order, nothing atomic. Not timed: there was no GPU. No kernel
+ * spills.
  */
 #include <math.h>
 
@@ -410,28 +410,30 @@ template <int PAD> static __host__ __device__ constexpr int query_tile()
 template <int PAD> static __global__ __launch_bounds__(MMA_THREADS) void bias_mma_keys_kernel(const bias_work job)
 {
     const int QUERIES = query_tile<PAD>(), N = QUERIES / 8;
-    const int d = (int)job.d, lane = lane_of(), own_row = 16 * warp_of() + lane / 4;
+    const int d = (int)job.d, n = (int)job.n, lane = lane_of(), own_row = 16 * warp_of() + lane / 4;
     const int64_t dim = job.h * job.d;
     extern __shared__ __align__(16) uint8_t shared[];
     bf16 *k = (bf16 *)shared, *v = k + tile_elements<PAD>(TILE), *q = v + tile_elements<PAD>(TILE),
          *d_o = q + tile_elements<PAD>(QUERIES);
     float *lse = (float *)(d_o + tile_elements<PAD>(QUERIES)), *delta = lse + QUERIES;
+    key_place *keys = (key_place *)(delta + QUERIES); /* of the block's tile: in registers they would be too many */
 
     for (int64_t task = blockIdx.x; task < job.n_tasks; task += gridDim.x) {
         place at = place_of(job, task, TILE);
         const bf16 *qkv = bf16_at(job.qkv, at.packed);
         head_bias bias = bias_of_head(job, at);
+        const int first = (int)at.first;
         float d_k[PAD / 8][4], d_v[PAD / 8][4];
-        key_place keys[2];
 
         clear<PAD / 8>(d_k);
         clear<PAD / 8>(d_v);
-        keys[0] = key_place_of(job, (int)at.first + own_row);
-        keys[1] = key_place_of(job, (int)at.first + own_row + 8);
         __syncthreads(); /* the task before is done */
+        if (threadIdx.x < TILE) {
+            keys[threadIdx.x] = key_place_of(job, (int)(at.first + threadIdx.x));
+        }
         mma_load<TILE, PAD, MMA_THREADS>(k, qkv + dim, 3 * dim, at.first, job.n, d, is_wide(job));
         mma_load<TILE, PAD, MMA_THREADS>(v, qkv + 2 * dim, 3 * dim, at.first, job.n, d, is_wide(job));
-        for (int64_t query = 0; query < job.n; query += QUERIES) {
+        for (int query = 0; query < n; query += QUERIES) {
             float s[N][4], d_p[N][4];
 
             __syncthreads(); /* the queries before have been used */
@@ -439,7 +441,7 @@ template <int PAD> static __global__ __launch_bounds__(MMA_THREADS) void bias_mm
             mma_load<QUERIES, PAD, MMA_THREADS>(d_o, bf16_at(job.d_out, at.unpacked), dim, query, job.n, d,
                                                 is_wide(job));
             if (threadIdx.x < QUERIES) {
-                bool exists = query + threadIdx.x < job.n;
+                bool exists = query + (int)threadIdx.x < n;
 
                 lse[threadIdx.x] = exists ? job.lse[at.rows + query + threadIdx.x] : 0.0f;
                 delta[threadIdx.x] = exists ? job.delta[at.rows + query + threadIdx.x] : 0.0f;
@@ -451,9 +453,10 @@ template <int PAD> static __global__ __launch_bounds__(MMA_THREADS) void bias_mm
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
                     int column = 8 * j + lane % 4 * 2 + e % 2;
-                    bool exists = query + column < job.n && at.first + own_row + e / 2 * 8 < job.n;
+                    bool exists = query + column < n && first + own_row + e / 2 * 8 < n;
                     float logit =
-                        exists ? s[j][e] * job.scale + bias_at(job, bias, (int)query + column, keys[e / 2]) : 0.0f;
+                        exists ? s[j][e] * job.scale + bias_at(job, bias, query + column, keys[own_row + e / 2 * 8])
+                               : 0.0f;
 
                     s[j][e] = exists ? exp2f((logit - lse[column]) * LOG2E) : 0.0f;
                 }
@@ -469,6 +472,7 @@ template <int PAD> static __global__ __launch_bounds__(MMA_THREADS) void bias_mm
             }
             mma_accumulate<PAD, N>(d_k, s, q);
         }
+        at = place_of(job, task, TILE); /* worked out again: kept over the loop, it would not fit the registers */
         mma_store<PAD>((bf16 *)job.d_qkv + at.packed + dim, 3 * dim, at.first + 16 * warp_of(), job.n, d, d_k,
                        job.scale, job.scale);
         mma_store<PAD>((bf16 *)job.d_qkv + at.packed + 2 * dim, 3 * dim, at.first + 16 * warp_of(), job.n, d, d_v, 1.0f,
@@ -552,7 +556,8 @@ template <int PAD> static size_t queries_bytes(const bias_work *job)
 
 template <int PAD> static size_t keys_bytes(void)
 {
-    return tile_elements<PAD>(2 * TILE + 2 * query_tile<PAD>()) * sizeof(bf16) + 2 * query_tile<PAD>() * sizeof(float);
+    return tile_elements<PAD>(2 * TILE + 2 * query_tile<PAD>()) * sizeof(bf16) + 2 * query_tile<PAD>() * sizeof(float) +
+           TILE * sizeof(key_place);
 }
 
 static bool aligned(const void *x)

@@ -167,4 +167,66 @@ static __device__ inline float row_sum(float x)
     return x;
 }
 
+/* ---- the softmax of rows whose scores come tile by tile: most and sum of each row so far, sum of this thread's columns alone ---- */
+
+template <int TILE> static __device__ inline void softmax_begin(float most[TILE / SIDE], float sum[TILE / SIDE])
+{
+#pragma unroll
+    for (int i = 0; i < TILE / SIDE; i++) {
+        most[i] = -INFINITY;
+        sum[i] = 0.0f;
+    }
+}
+
+/* s, scores of the keys from `key` (-INFINITY beyond n), become exp(s - most); what was summed before shrinks. */
+template <int TILE, int PAD>
+static __device__ inline void softmax_tile(float s[TILE / SIDE][TILE / SIDE], int64_t key, int64_t n,
+                                           float most[TILE / SIDE], float sum[TILE / SIDE],
+                                           float acc[TILE / SIDE][PAD / SIDE])
+{
+    const int M = TILE / SIDE, tx = (int)threadIdx.x % SIDE;
+
+#pragma unroll
+    for (int i = 0; i < M; i++) {
+        float before = most[i], shrink;
+
+#pragma unroll
+        for (int j = 0; j < M; j++) {
+            most[i] = s[i][j] > most[i] ? s[i][j] : most[i];
+        }
+        most[i] = row_max(most[i]);
+        shrink = agglo_exp(before - most[i]);
+        sum[i] *= shrink;
+#pragma unroll
+        for (int c = 0; c < PAD / SIDE; c++) {
+            acc[i][c] *= shrink;
+        }
+#pragma unroll
+        for (int j = 0; j < M; j++) {
+            /* agglo_exp never gives 0: keys that do not exist are left out by hand */
+            s[i][j] = key + tx + SIDE * j < n ? agglo_exp(s[i][j] - most[i]) : 0.0f;
+            sum[i] += s[i][j];
+        }
+    }
+}
+
+/* sum = 1 / sum over the row; lse_out[rows + row] = log sum exp where lse_out is given, for the tile's rows below n. */
+template <int TILE>
+static __device__ inline void softmax_finish(const float most[TILE / SIDE], float sum[TILE / SIDE], float *lse_out,
+                                             int64_t rows, int64_t first, int64_t n)
+{
+    const int M = TILE / SIDE, tx = (int)threadIdx.x % SIDE, ty = (int)threadIdx.x / SIDE;
+
+#pragma unroll
+    for (int i = 0; i < M; i++) {
+        int64_t row = first + ty * M + i;
+
+        sum[i] = row_sum(sum[i]);
+        if (lse_out != NULL && tx == 0 && row < n) {
+            lse_out[rows + row] = most[i] + logf(sum[i]);
+        }
+        sum[i] = 1.0f / sum[i];
+    }
+}
+
 #endif

@@ -1,15 +1,12 @@
-/* Moving tokens: pixels to patch vectors, prefix tokens and positions, slices, means, resampling of feature maps.
+/* Moving tokens: pixels to patch vectors, prefix tokens and positions, slices, means.
  *
  *     patchify           u8 [B,H,W,3] -> [B,(H/p)(W/p),3pp], (v / 255 - mean) / std          1 byte in, one element out
  *     tokens_join        prefix [P,C] and patches [B,n,C] + pos -> [B,P+n,C]                  3 accesses an element
  *     tokens_slice       rows first.. of [B,n,C], and back                                     2
  *     tokens_mean        [B,n,C] -> [B,C], and back                                            1
- *     resize_bilinear    [B,h,w,C] -> [B,H,W,C], align_corners = false, and back               2, reads from cache
  *
  * Mapping: channels on x, tokens (or pixels of a map) on y, images on z (kernels.cuh); a thread keeps its channel, or its 16 bytes of
- * them where aligned (patchify: one). Sums over images and tokens are one thread's, in order. The backward pass of resampling gathers: a
- * thread visits the outputs that can read its pixel, a range that integer arithmetic bounds from outside, and asks agglo_bilinear_at of each,
- * as the forward pass did.
+ * them where aligned (patchify: one). Sums over images and tokens are one thread's, in order.
  * Numerics: F32 between load and store; patchify in exactly the order of ops.h with correctly rounded operations, so that pixels are the
  * same bytes on every backend. Deterministic, no atomics.
  */
@@ -389,163 +386,6 @@ static void tokens_mean_bwd(agglo_backend *be, const agglo_tensor *d_y, bool acc
     BY_STORAGE(d_y, tokens_mean_bwd_of, agglo_cuda_enter(be), d_y, accumulate, d_x);
 }
 
-/* ---- resampling ---- */
-
-typedef struct map_sizes {
-    int64_t batch, h_in, w_in, h_out, w_out, c;
-} map_sizes;
-
-static map_sizes sizes_of(const agglo_tensor *in, const agglo_tensor *out)
-{
-    map_sizes s;
-
-    s.batch = in->shape[0];
-    s.h_in = in->shape[1];
-    s.w_in = in->shape[2];
-    s.h_out = out->shape[1];
-    s.w_out = out->shape[2];
-    s.c = in->shape[3];
-    return s;
-}
-
-template <typename T, int N> static __global__ void resize_kernel(map_sizes s, const T *x, T *y)
-{
-    int64_t j = own_columns<N>();
-
-    if (j >= s.c) {
-        return;
-    }
-    PLANE_LOOP(b, s.batch)
-    {
-        const T *map = x + b * s.h_in * s.w_in * s.c + j;
-
-        ROW_LOOP(i, s.h_out * s.w_out)
-        {
-            agglo_bilinear v = agglo_bilinear_at(i / s.w_out, s.h_in, s.h_out);
-            agglo_bilinear u = agglo_bilinear_at(i % s.w_out, s.w_in, s.w_out);
-            const T *row0 = map + v.i0 * s.w_in * s.c, *row1 = map + v.i1 * s.w_in * s.c;
-            float v00[N], v01[N], v10[N], v11[N];
-
-            load<N>(v00, row0 + u.i0 * s.c);
-            load<N>(v01, row0 + u.i1 * s.c);
-            load<N>(v10, row1 + u.i0 * s.c);
-            load<N>(v11, row1 + u.i1 * s.c);
-#pragma unroll
-            for (int k = 0; k < N; k++) {
-                v00[k] = v.w0 * (u.w0 * v00[k] + u.w1 * v01[k]) + v.w1 * (u.w0 * v10[k] + u.w1 * v11[k]);
-            }
-            store<N>(&y[(b * s.h_out * s.w_out + i) * s.c + j], v00);
-        }
-    }
-}
-
-template <typename T> static void resize_of(agglo_cuda *cuda, const agglo_tensor *x, agglo_tensor *y)
-{
-    map_sizes s = sizes_of(x, y);
-    int64_t n = s.h_out * s.w_out, groups = s.c / LANES(T);
-
-    if (wide<T>(s.c, x->data, y->data)) {
-        resize_kernel<T, LANES(T)>
-            <<<row_grid(s.batch, n, groups), row_block(groups), 0, cuda->stream>>>(s, input_of<T>(x), output_of<T>(y));
-    } else {
-        resize_kernel<T, 1>
-            <<<row_grid(s.batch, n, s.c), row_block(s.c), 0, cuda->stream>>>(s, input_of<T>(x), output_of<T>(y));
-    }
-    agglo_cuda_launched(cuda, "resize_bilinear");
-}
-
-static void resize_bilinear(agglo_backend *be, const agglo_tensor *x, agglo_tensor *y)
-{
-    BY_STORAGE(x, resize_of, agglo_cuda_enter(be), x, y);
-}
-
-/* Outputs first..last are all that may read input i, and some that do not: those with i - 1 <= s < i + 1 where
- * s = (o + 1/2) n_in / n_out - 1/2, two more on each side for rounding, and the ends, whose s is clamped. */
-typedef struct readers {
-    int64_t first, last;
-} readers;
-
-static __device__ inline readers readers_of(int64_t i, int64_t n_in, int64_t n_out)
-{
-    readers r;
-
-    r.first = (2 * i - 1) * n_out / (2 * n_in) - 2;
-    r.last = (2 * i + 3) * n_out / (2 * n_in) + 2;
-    r.first = r.first < 0 ? 0 : r.first;
-    r.last = r.last > n_out - 1 ? n_out - 1 : r.last;
-    return r;
-}
-
-/* How much of input i output o reads. */
-static __device__ inline float weight_of(int64_t i, int64_t o, int64_t n_in, int64_t n_out)
-{
-    agglo_bilinear at = agglo_bilinear_at(o, n_in, n_out);
-
-    return (at.i0 == i ? at.w0 : 0.0f) + (at.i1 == i ? at.w1 : 0.0f);
-}
-
-template <typename T, int N>
-static __global__ void resize_bwd_kernel(map_sizes s, const T *d_y, bool accumulate, T *d_x)
-{
-    int64_t j = own_columns<N>();
-
-    if (j >= s.c) {
-        return;
-    }
-    PLANE_LOOP(b, s.batch)
-    {
-        ROW_LOOP(i, s.h_in * s.w_in)
-        {
-            int64_t iy = i / s.w_in, ix = i % s.w_in;
-            readers v = readers_of(iy, s.h_in, s.h_out), u = readers_of(ix, s.w_in, s.w_out);
-            float sum[N] = {};
-
-            for (int64_t oy = v.first; oy <= v.last; oy++) {
-                const T *row = d_y + (b * s.h_out + oy) * s.w_out * s.c + j;
-                float wy = weight_of(iy, oy, s.h_in, s.h_out);
-
-                if (wy == 0.0f) {
-                    continue;
-                }
-                for (int64_t ox = u.first; ox <= u.last; ox++) {
-                    float wx = weight_of(ix, ox, s.w_in, s.w_out), d[N];
-
-                    if (wx == 0.0f) {
-                        continue;
-                    }
-                    load<N>(d, row + ox * s.c);
-#pragma unroll
-                    for (int k = 0; k < N; k++) {
-                        sum[k] += wy * wx * d[k];
-                    }
-                }
-            }
-            put<N>(&d_x[(b * s.h_in * s.w_in + i) * s.c + j], sum, accumulate);
-        }
-    }
-}
-
-template <typename T>
-static void resize_bwd_of(agglo_cuda *cuda, const agglo_tensor *d_y, bool accumulate, agglo_tensor *d_x)
-{
-    map_sizes s = sizes_of(d_x, d_y);
-    int64_t n = s.h_in * s.w_in, groups = s.c / LANES(T);
-
-    if (wide<T>(s.c, d_y->data, d_x->data)) {
-        resize_bwd_kernel<T, LANES(T)><<<row_grid(s.batch, n, groups), row_block(groups), 0, cuda->stream>>>(
-            s, input_of<T>(d_y), accumulate, output_of<T>(d_x));
-    } else {
-        resize_bwd_kernel<T, 1><<<row_grid(s.batch, n, s.c), row_block(s.c), 0, cuda->stream>>>(
-            s, input_of<T>(d_y), accumulate, output_of<T>(d_x));
-    }
-    agglo_cuda_launched(cuda, "resize_bilinear_bwd");
-}
-
-static void resize_bilinear_bwd(agglo_backend *be, const agglo_tensor *d_y, bool accumulate, agglo_tensor *d_x)
-{
-    BY_STORAGE(d_y, resize_bwd_of, agglo_cuda_enter(be), d_y, accumulate, d_x);
-}
-
 void agglo_cuda_tokens_ops(agglo_backend_ops *ops)
 {
     ops->patchify = patchify;
@@ -555,6 +395,4 @@ void agglo_cuda_tokens_ops(agglo_backend_ops *ops)
     ops->tokens_slice_bwd = tokens_slice_bwd;
     ops->tokens_mean = tokens_mean;
     ops->tokens_mean_bwd = tokens_mean_bwd;
-    ops->resize_bilinear = resize_bilinear;
-    ops->resize_bilinear_bwd = resize_bilinear_bwd;
 }

@@ -6,10 +6,9 @@
 #include <string.h>
 
 static const agglo_op_family *const families[] = {
-    &agglo_family_linear,   &agglo_family_elementwise, &agglo_family_norm,           &agglo_family_attention,
-    &agglo_family_tokens,   &agglo_family_resize,      &agglo_family_loss,           &agglo_family_optim,
-    &agglo_family_conv,     &agglo_family_maps,        &agglo_family_attention_bias, &agglo_family_gather,
-    &agglo_family_resample,
+    &agglo_family_linear, &agglo_family_elementwise,    &agglo_family_norm,   &agglo_family_attention,
+    &agglo_family_tokens, &agglo_family_loss,           &agglo_family_optim,  &agglo_family_conv,
+    &agglo_family_maps,   &agglo_family_attention_bias, &agglo_family_gather, &agglo_family_resample,
 };
 
 /* behind the activation's three bits */

@@ -232,6 +232,8 @@ static const agglo_op_case cases[] = {
     PARITY(&conv2d_bwd_input, BOTH, AGGLO_OP_ACCUMULATE, 1, 30, 9, 12, 14, 3, 3, 1, 1, 1), /* blocks of image rows */
     PARITY(&conv2d_bwd_input, BOTH, 0, 1, 31, 16, 9, 14, 5, 5, 2, 2, 2),
     PARITY(&conv2d_bwd_input, BOTH, 0, 1, 16, 17, 300, 5, 3, 3, 1, 1, 1),
+    PARITY(&conv2d_bwd_input, BF16, 0, 1, 11, 11, 1216, 240, 3, 3, 1, 1,
+           1), /* weights beyond what is packed at a time */
     DIFFER(&conv2d_bwd_input, BOTH, AGGLO_OP_ACCUMULATE, 2, 7, 9, 37, 0, 3, 3, 1, 1, 1),
     PARITY(&conv2d_bwd_input, BOTH, 0, 2, 8, 5, 16, 0, 3, 3, 2, 1, 1),
     DIFFER(&conv2d_bwd_weight, BOTH, AGGLO_OP_BIAS, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0),

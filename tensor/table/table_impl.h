@@ -9,8 +9,7 @@ extern "C" {
 #endif
 
 extern const agglo_op_family agglo_family_linear, agglo_family_elementwise, agglo_family_norm, agglo_family_attention,
-    agglo_family_tokens, agglo_family_resize, agglo_family_loss, agglo_family_optim, agglo_family_conv,
-    agglo_family_maps;
+    agglo_family_tokens, agglo_family_loss, agglo_family_optim, agglo_family_conv, agglo_family_maps;
 extern const agglo_op_family agglo_family_attention_bias, agglo_family_gather, agglo_family_resample;
 
 void agglo_table_set(agglo_op_array *a, agglo_array_role role, agglo_dtype dtype, int rank, const int64_t *shape);

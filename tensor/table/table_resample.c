@@ -5,6 +5,7 @@
 #define NEAREST       AGGLO_RESAMPLE_NEAREST
 #define BILINEAR      AGGLO_RESAMPLE_BILINEAR
 #define BICUBIC       AGGLO_RESAMPLE_BICUBIC
+#define REFLECT       AGGLO_RESAMPLE_REFLECT
 #define ANTIALIAS     4
 #define ALIGN_CORNERS 8
 
@@ -167,6 +168,9 @@ static const agglo_op_case cases[] = {
     PARITY(&resample, F32, 0, 1, 16, 16, 1, 1, 9, BICUBIC | ANTIALIAS),
     PARITY(&resample, BOTH, 0, 2, 7, 5, 14, 11, 12, NEAREST),
     PARITY(&resample, F32, 0, 2, 14, 11, 7, 5, 12, NEAREST),
+    PARITY(&resample, BOTH, 0, 1, 1, 1, 1, 1, 1, REFLECT),
+    PARITY(&resample, BOTH, 0, 2, 5, 7, 7, 7, 33, REFLECT),
+    PARITY(&resample, BOTH, 0, 2, 4, 5, 7, 9, 20, REFLECT), /* as far as it goes */
     DIFFER(&resample_bwd, BOTH, 0, 1, 1, 1, 3, 2, 1, BILINEAR),
     DIFFER(&resample_bwd, BOTH, AGGLO_OP_ACCUMULATE, 2, 4, 5, 9, 7, 33, BILINEAR),
     DIFFER(&resample_bwd, BOTH, 0, 2, 9, 7, 4, 5, 16, BILINEAR),
@@ -180,6 +184,8 @@ static const agglo_op_case cases[] = {
     DIFFER(&resample_bwd, F32, 0, 1, 17, 17, 8, 7, 9, BICUBIC | ANTIALIAS),
     DIFFER(&resample_bwd, BOTH, 0, 2, 14, 11, 7, 5, 12, NEAREST), /* most inputs are read by nobody */
     DIFFER(&resample_bwd, F32, 0, 2, 7, 5, 14, 11, 12, NEAREST),
+    DIFFER(&resample_bwd, BOTH, 0, 2, 5, 7, 7, 7, 33, REFLECT),
+    DIFFER(&resample_bwd, BOTH, AGGLO_OP_ACCUMULATE, 2, 4, 5, 7, 9, 20, REFLECT),
     PARITY(&crop_grid, BOTH, 0, 1, 1, 1, 1, 1, 1),
     PARITY(&crop_grid, BOTH, 0, 6, 8, 9, 5, 4, 33),
     PARITY(&crop_grid, F32, 0, 6, 4, 4, 9, 1, 16),

@@ -16,8 +16,14 @@ grep -q '"options": "[^"]*,bf16"' half/clip/teacher.json || fail "teacher.json: 
 grep -q bf16 cache/clip/teacher.json && fail "fp32 says bf16"
 rm half*/datasets.json
 same half half2
-expect 1 "the cache has features of precision bf16, the recipe asks for fp32" "$agglo" train recipe.yaml --out run --set cache=half
-expect 1 "the cache has features of precision fp32, the recipe asks for bf16" "$agglo" train recipe.yaml --out run "${half[@]}"
+expect 1 "precision: the cache has bf16, the recipe asks for fp32" "$agglo" train recipe.yaml --out run --set cache=half
+expect 1 "precision: the cache has fp32, the recipe asks for bf16" "$agglo" train recipe.yaml --out run "${half[@]}"
+# as any other edit of how features are made
+expect 1 "act: the cache has gelu, the recipe asks for quick_gelu" "$agglo" train recipe.yaml --out run --set teachers.clip.act=quick_gelu
+expect 1 "pos_interp: the cache has hub, the recipe asks for hf" "$agglo" train recipe.yaml --out run --set teachers.clip.pos_interp=hf
+expect 1 "summary: the cache has proj, the recipe asks for preproj" "$agglo" train recipe.yaml --out run --set teachers.clip.summary=preproj
+expect 1 "spatial_norm: the cache has true, the recipe asks for false" "$agglo" train recipe.yaml --out run --set teachers.clip.spatial_norm=false
+expect 1 "neck: the cache's teacher has no such option" "$agglo" train recipe.yaml --out run --set teachers.dinov2.neck=true
 [ ! -e run ] || fail "a refusal started a run"
 
 # training in BF16: the same bytes at any number of threads and after kills, F32 weights at the end, and about what F32 learns

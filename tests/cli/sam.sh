@@ -39,8 +39,8 @@ grep -q '"options": "neck=1,gelu,w3,resampled"' neck/sam/teacher.json || fail "t
 "$agglo" inspect cache neck --sample "$key" --view 1 --teacher sam --npy neck >/dev/null
 [ "$(stat -c %s neck.spatial.npy)" = $((128 + 4 * 5 * 5 * 24)) ] || fail "spatial.npy has another size"
 [ "$(stat -c %s neck.summary.npy)" = $((128 + 4 * 48)) ] || fail "summary.npy has another size"
-expect 1 "behind the neck" "$agglo" train recipe.yaml --out mixed --set cache=neck --set val_cache=neck-val
-expect 1 "before the neck" "$agglo" train recipe.yaml --out mixed --set teachers.sam.neck=true
+expect 1 "neck: the cache has true, the recipe asks for false" "$agglo" train recipe.yaml --out mixed --set cache=neck --set val_cache=neck-val
+expect 1 "neck: the cache has false, the recipe asks for true" "$agglo" train recipe.yaml --out mixed --set teachers.sam.neck=true
 "$agglo" train recipe.yaml --out neck-run "${neck[@]}" >/dev/null
 
 "$agglo" eval knn --train data/train --val data/val --weights sam.safetensors --json >knn.json

@@ -407,64 +407,6 @@ void ref_tokens_mean_bwd(int64_t b, int64_t n, int64_t c, const double *d_y, boo
     }
 }
 
-/* Weight of input place i for output place o. */
-static double bilinear_weight(int64_t o, int64_t i, int64_t n_in, int64_t n_out)
-{
-    double s = ((double)o + 0.5) * (double)n_in / (double)n_out - 0.5, w = 0.0;
-    int64_t i0, i1;
-
-    s = s < 0.0 ? 0.0 : s;
-    i0 = (int64_t)floor(s);
-    i1 = i0 + 1 < n_in ? i0 + 1 : n_in - 1;
-    if (i == i0) {
-        w += 1.0 - (s - (double)i0);
-    }
-    if (i == i1) {
-        w += s - (double)i0;
-    }
-    return w;
-}
-
-void ref_resize_bilinear(int64_t b, int64_t h_in, int64_t w_in, int64_t h_out, int64_t w_out, int64_t c,
-                         const double *x, double *y)
-{
-    memset(y, 0, (size_t)(b * h_out * w_out * c) * sizeof *y);
-    for (int64_t i = 0; i < b * h_out * w_out; i++) {
-        int64_t image = i / (h_out * w_out), oy = i / w_out % h_out, ox = i % w_out;
-
-        for (int64_t iy = 0; iy < h_in; iy++) {
-            for (int64_t ix = 0; ix < w_in; ix++) {
-                double w = bilinear_weight(oy, iy, h_in, h_out) * bilinear_weight(ox, ix, w_in, w_out);
-
-                for (int64_t j = 0; j < c; j++) {
-                    y[i * c + j] += w * x[((image * h_in + iy) * w_in + ix) * c + j];
-                }
-            }
-        }
-    }
-}
-
-void ref_resize_bilinear_bwd(int64_t b, int64_t h_in, int64_t w_in, int64_t h_out, int64_t w_out, int64_t c,
-                             const double *d_y, bool accumulate, double *d_x)
-{
-    if (!accumulate) {
-        memset(d_x, 0, (size_t)(b * h_in * w_in * c) * sizeof *d_x);
-    }
-    for (int64_t i = 0; i < b * h_out * w_out; i++) {
-        int64_t image = i / (h_out * w_out), oy = i / w_out % h_out, ox = i % w_out;
-
-        for (int64_t iy = 0; iy < h_in; iy++) {
-            for (int64_t ix = 0; ix < w_in; ix++) {
-                double w = bilinear_weight(oy, iy, h_in, h_out) * bilinear_weight(ox, ix, w_in, w_out);
-
-                for (int64_t j = 0; j < c; j++) {
-                    d_x[((image * h_in + iy) * w_in + ix) * c + j] += w * d_y[i * c + j];
-                }
-            }
-        }
-    }
-}
-
 double ref_distill_loss(const ref_loss_config *config, int64_t b, int64_t n, int64_t c, const double *pred,
                         const double *target, const double *valid, double grad_scale, double *d_pred, double *sums)
 {

@@ -53,10 +53,6 @@ void ref_tokens_slice_bwd(int64_t b, int64_t total, int64_t first, int64_t n, in
                           bool accumulate, double *d_x);
 void ref_tokens_mean(int64_t b, int64_t n, int64_t c, const double *x, double *y);
 void ref_tokens_mean_bwd(int64_t b, int64_t n, int64_t c, const double *d_y, bool accumulate, double *d_x);
-void ref_resize_bilinear(int64_t b, int64_t h_in, int64_t w_in, int64_t h_out, int64_t w_out, int64_t c,
-                         const double *x, double *y);
-void ref_resize_bilinear_bwd(int64_t b, int64_t h_in, int64_t w_in, int64_t h_out, int64_t w_out, int64_t c,
-                             const double *d_y, bool accumulate, double *d_x);
 
 typedef struct ref_loss_config {
     double lambda, alpha, beta, threshold;

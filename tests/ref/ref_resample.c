@@ -52,6 +52,8 @@ static double *matrix(const ref_resample_rule *rule, double scale, int64_t n_in,
         }
         if (rule->mode == REF_NEAREST) {
             row[clamp(scale > 0.0 ? (int64_t)floor((double)o * ratio) : o * n_in / n_out, n_in)] = 1.0;
+        } else if (rule->mode == REF_REFLECT) {
+            row[o >= n_in ? 2 * n_in - 2 - o : o] = 1.0;
         } else if (rule->antialias) {
             double c = ((double)o + 0.5) * ratio, f = fmax(ratio, 1.0), sum = 0.0;
             double reach = (rule->mode == REF_BICUBIC ? 2.0 : 1.0) * f;

@@ -5,7 +5,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-typedef enum ref_resample_mode { REF_NEAREST, REF_BILINEAR, REF_BICUBIC } ref_resample_mode;
+typedef enum ref_resample_mode { REF_NEAREST, REF_BILINEAR, REF_BICUBIC, REF_REFLECT } ref_resample_mode;
 
 typedef struct ref_resample_rule {
     ref_resample_mode mode;

@@ -28,7 +28,7 @@ typedef struct op_test_family {
 } op_test_family;
 
 extern const op_test_family op_tests_linear, op_tests_elementwise, op_tests_norm, op_tests_attention, op_tests_tokens,
-    op_tests_resize, op_tests_loss, op_tests_optim, op_tests_conv, op_tests_maps;
+    op_tests_loss, op_tests_optim, op_tests_conv, op_tests_maps;
 extern const op_test_family op_tests_attention_bias, op_tests_gather, op_tests_resample;
 
 /* The backends of one device that must give the same bytes: on the CPU with 1, 2 and 3 threads. On a device `cpu` is a CPU backend to

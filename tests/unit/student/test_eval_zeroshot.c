@@ -108,6 +108,39 @@ static void many_queries(void **state)
     agglo_class_text_clear(&text);
 }
 
+/* More than is taken of classes, channels, or a name. */
+static void sizes_are_bounded(void **state)
+{
+    static float many[65537];
+    static char name[4096 + 64];
+    const int64_t rows[] = {65537, 1}, channels[] = {1, 65537}, most[] = {1, 65536}, one[] = {1, 1}, two[] = {2, 1};
+    agglo_class_text text;
+    agglo_err err = {0};
+
+    (void)state;
+    for (size_t i = 0; i < AGGLO_COUNT(many); i++) {
+        many[i] = 1.0f;
+    }
+    assert_fails(read_text(&text, write_text("classes", AGGLO_F32, 2, rows, many, NULL), &err), AGGLO_E_DATA,
+                 "is [65537, 1], at most [65536, 65536]");
+    assert_fails(read_text(&text, write_text("classes", AGGLO_F32, 2, channels, many, NULL), &err), AGGLO_E_DATA,
+                 "is [1, 65537], at most [65536, 65536]");
+    assert_ok(read_text(&text, write_text("classes", AGGLO_F32, 2, most, many, NULL), &err));
+    agglo_class_text_clear(&text);
+
+    memset(name, 'n', 4096);
+    assert_ok(read_text(&text, write_text("classes", AGGLO_F32, 2, one, many, name), &err));
+    assert_int_equal(strlen(text.names[0]), 4096);
+    agglo_class_text_clear(&text);
+    memcpy(name + 4096, "n,b", 4);
+    assert_fails(read_text(&text, write_text("classes", AGGLO_F32, 2, two, many, name), &err), AGGLO_E_DATA,
+                 "name 0 has 4097 bytes, more than 4096");
+    memcpy(name, "[\"a\",\"", 6);
+    memcpy(name + 6 + 4090, "nnnnnnn\"]", 10);
+    assert_fails(read_text(&text, write_text("classes", AGGLO_F32, 2, two, many, name), &err), AGGLO_E_DATA,
+                 "name 1 has 4097 bytes, more than 4096");
+}
+
 static void bad_files_are_refused(void **state)
 {
     const float rows[] = {1, 2, 0, 0, NAN, 1};
@@ -132,7 +165,8 @@ static void bad_files_are_refused(void **state)
                  "holds 2 names, `classes` 1 rows");
     assert_fails(read_text(&text, write_text("classes", AGGLO_F32, 2, one, rows, "[1]"), &err), AGGLO_E_DATA,
                  "name 0 is not a text");
-    assert_fails(read_text(&text, write_text("classes", AGGLO_F32, 2, one, rows, "[\"a\""), &err), AGGLO_E_DATA, "line 1");
+    assert_fails(read_text(&text, write_text("classes", AGGLO_F32, 2, one, rows, "[\"a\""), &err), AGGLO_E_DATA,
+                 "line 1");
     assert_ok(read_text(&text, write_text("classes", AGGLO_F32, 2, one, rows, "plane"), &err));
     assert_string_equal(text.names[0], "plane");
     agglo_class_text_clear(&text);
@@ -143,6 +177,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(ranks_are_by_cosine),
         cmocka_unit_test(many_queries),
+        cmocka_unit_test(sizes_are_bounded),
         cmocka_unit_test(bad_files_are_refused),
     };
     agglo_err err = {0};

@@ -225,7 +225,7 @@ static void test_resume(void **state)
     assert_ok(agglo_make_dirs(run2, &err));
     trainer = make(backend, &config, 1);
     train(trainer, 9);
-    assert_ok(agglo_student_export(agglo_trainer_student(trainer), straight, &err));
+    assert_ok(agglo_trainer_export(trainer, straight, &err));
     assert_ok(agglo_checkpoint_save(trainer, run2, "recipe", 1, &err));
     agglo_trainer_free(trainer);
 
@@ -249,7 +249,7 @@ static void test_resume(void **state)
     assert_true(found);
     assert_int_equal(agglo_trainer_steps(trainer), 5);
     train(trainer, 9);
-    assert_ok(agglo_student_export(agglo_trainer_student(trainer), resumed, &err));
+    assert_ok(agglo_trainer_export(trainer, resumed, &err));
     assert_same_files(straight, resumed);
     assert_ok(agglo_checkpoint_save(trainer, run, "recipe", 1, &err));
     assert_same_files(test_path(run, "checkpoint-00000009.safetensors"),

@@ -1,12 +1,14 @@
 /* The trainer on a device and in BF16: recorded steps against unrecorded ones, steps that overlap, failures with steps under way, ranks,
- * BF16 beside F32, a GPU beside the CPU. AGGLO_TEST_DEVICE names another device than the CPU. There a recording just runs, and what is
- * compared must be the same all the more.
+ * BF16 beside F32, a GPU beside the CPU. AGGLO_TEST_DEVICE names another device than the CPU, which records nothing: there
+ * steps submitted ahead are compared with steps one by one.
  */
 #include <math.h>
 #include <pthread.h>
 
 #include "tests/parity/tensor/test_device.h"
 #include "tests/unit/student/trainer_case.h"
+
+enum { EPOCH = 13 }; /* steps */
 
 static const char *device;
 
@@ -45,12 +47,13 @@ static void set_plan(agglo_batch *batch, int64_t step)
     }
 }
 
-/* The shape of a step: two sizes and two types of targets that take turns. */
+/* The shape of a step: two sizes and two types of targets that take turns, and a short batch at the end of each of two epochs. */
 static void make_step(agglo_batch *batch, int64_t step)
 {
     int shape = (int)(step / 2 % 3);
 
-    make_batch_of(batch, (uint64_t)step, BATCH, shape == 1 ? 24 : SIZE, shape == 2 ? AGGLO_F16 : AGGLO_F32);
+    make_batch_of(batch, (uint64_t)step, step % EPOCH == EPOCH - 1 ? BATCH - 1 : BATCH, shape == 1 ? 24 : SIZE,
+                  shape == 2 ? AGGLO_F16 : AGGLO_F32);
     set_plan(batch, step);
 }
 
@@ -65,10 +68,23 @@ static void assert_same_values(agglo_trainer *a, agglo_backend *be_a, agglo_trai
     agglo_free(values[1]);
 }
 
-/* Recorded and overlapping, beside unrecorded and one by one: the same parameters and metrics, bit for bit. */
+/* The same of a batch that is evaluated, of a shape that also trains or of one of its own. */
+static void evaluate(agglo_trainer *trainer, int64_t i, agglo_metrics *out)
+{
+    agglo_batch batch;
+    agglo_err err = {0};
+
+    make_batch_of(&batch, 100 + (uint64_t)i, i % 2 == 0 ? BATCH : BATCH + 1, SIZE, AGGLO_F32);
+    set_plan(&batch, i);
+    assert_ok(agglo_trainer_eval(trainer, &batch, out, &err));
+    clear_batch(&batch);
+}
+
+/* Recorded and overlapping, with evaluations in between, beside unrecorded and one by one: the same parameters and metrics, bit for
+ * bit. */
 static void check_recorded(agglo_dtype precision)
 {
-    enum { STEPS = 26 };
+    enum { STEPS = 2 * EPOCH };
     agglo_backend *backend = open_device(device);
     agglo_trainer *plain = make(backend, precision, true), *recorded = make(backend, precision, false);
     agglo_metrics expected[STEPS], got;
@@ -77,13 +93,26 @@ static void check_recorded(agglo_dtype precision)
 
     for (int64_t i = 0; i < STEPS; i++) {
         agglo_batch batch;
+        bool alone = i == 0;
 
+        if (i % 7 == 3) {
+            agglo_metrics evaluated[2];
+
+            assert_ok(agglo_trainer_take(recorded, &got, &err));
+            assert_memory_equal(&got, &expected[taken], sizeof got);
+            taken++;
+            alone = true;
+            evaluate(recorded, i, &evaluated[0]);
+            evaluate(plain, i, &evaluated[1]);
+            assert_memory_equal(&evaluated[0], &evaluated[1], sizeof evaluated[0]);
+            assert_true(evaluated[0].loss > 0.0);
+        }
         make_step(&batch, i);
         assert_ok(agglo_trainer_step(plain, &batch, &expected[i], &err));
         assert_ok(agglo_trainer_submit(recorded, &batch, &err));
         clear_batch(&batch); /* it is ours again */
-        assert_int_equal(agglo_trainer_pending(recorded), i == 0 ? 1 : 2);
-        if (i > 0) {
+        assert_int_equal(agglo_trainer_pending(recorded), alone ? 1 : 2);
+        if (!alone) {
             assert_ok(agglo_trainer_take(recorded, &got, &err));
             assert_memory_equal(&got, &expected[taken], sizeof got);
             taken++;

@@ -268,6 +268,46 @@ static void test_convs(void **state)
     }
 }
 
+/* A scatter whose product is cut otherwise where its weights are packed than where they are not, as the first operator of a backend: its
+ * scratch is no larger than it asked for. Its channels are those of a scatter with a few of them alone, bit for bit. */
+static void check_first_scatter(agglo_dtype type, int64_t side, int64_t c, int64_t o, int stride)
+{
+    enum { D_Y, W, D_X, PART_W, PART_D_X, COUNT, SOME = 40 };
+    agglo_conv2d_config config = agglo_conv2d_square(stride, 1);
+    int64_t out = (side - 1) / stride + 1;
+    size_t size = agglo_dtype_size(type);
+    agglo_tensor t[COUNT];
+
+    t[D_Y] = TENSOR(type, true, 1, out, out, o);
+    t[W] = TENSOR(type, true, o, 3, 3, c);
+    t[D_X] = TENSOR(type, false, 1, side, side, c);
+    t[PART_W] = TENSOR(type, false, o, 3, 3, SOME);
+    t[PART_D_X] = TENSOR(type, false, 1, side, side, SOME);
+    for (int64_t i = 0; i < o * 9; i++) {
+        memcpy((uint8_t *)t[PART_W].data + (size_t)(i * SOME) * size,
+               (const uint8_t *)t[W].data + (size_t)(i * c) * size, SOME * size);
+    }
+    agglo_conv2d_bwd_input(be, &config, &t[D_Y], &t[W], false, &t[D_X]);
+    agglo_conv2d_bwd_input(be, &config, &t[D_Y], &t[PART_W], false, &t[PART_D_X]);
+    for (int64_t i = 0; i < side * side; i++) {
+        assert_memory_equal((const uint8_t *)t[PART_D_X].data + (size_t)(i * SOME) * size,
+                            (const uint8_t *)t[D_X].data + (size_t)(i * c) * size, SOME * size);
+    }
+    release(t, COUNT);
+}
+
+static void test_first_scatter_bf16(void **state)
+{
+    (void)state;
+    check_first_scatter(AGGLO_BF16, 11, 1216, 240, 1);
+}
+
+static void test_first_scatter_strided(void **state)
+{
+    (void)state;
+    check_first_scatter(AGGLO_F32, 22, 1152, 640, 2);
+}
+
 static void test_rows(void **state)
 {
     (void)state;
@@ -308,6 +348,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_images, open_backend, close_backend),
         cmocka_unit_test_setup_teardown(test_biased, open_backend, close_backend),
         cmocka_unit_test_setup_teardown(test_convs, open_backend, close_backend),
+        cmocka_unit_test_setup_teardown(test_first_scatter_bf16, open_backend, close_backend),
+        cmocka_unit_test_setup_teardown(test_first_scatter_strided, open_backend, close_backend),
     };
 
     return test_run("unit_tensor_rows", tests);
