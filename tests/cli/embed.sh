@@ -91,6 +91,16 @@ embed photos.tar photos.tar --out many.safetensors --per-file 3 --json >many.jso
 [ "$(keys many.safetensors | wc -l)/$(keys many-2.safetensors | wc -l)/$(keys many-3.safetensors | wc -l)" = 6/6/4 ] || fail "files: $(ls)"
 for f in many*.safetensors; do keys "$f"; done >names
 grep -q '^odd~[0-9]*/summary$' names || fail "the second odd has no key"
+[ "$(header many-2.safetensors | grep -c '"part":"2"')/$(header many.safetensors | grep -c '"part"')" = 1/0 ] || fail "no number in the second file"
+
+# numbered files are one result: what an earlier run had more of goes, and what another wrote is not replaced
+embed photos.tar photos.tar --out many.safetensors --per-file 5 >/dev/null 2>&1
+[ "$(echo many*.safetensors)" = "many-2.safetensors many.safetensors" ] || fail "files of an earlier run stay: $(ls)"
+embed photos.tar --out many-2.safetensors >/dev/null 2>&1
+cp many-2.safetensors others
+expect 2 "many-2.safetensors is there, and is not file 2 of an earlier many.safetensors" "$agglo" embed --weights "$clip" photos.tar --out many.safetensors --per-file 1
+embed photos.tar --out many.safetensors >/dev/null 2>&1
+same many-2.safetensors others
 
 # what the cache holds of a view that is the whole picture is what embed says of it
 mkdir square
@@ -115,13 +125,25 @@ tar -rf evil.tar -P --transform='s,.*,a/./.hidden/..//b.jpg,' evil/x.jpg
 tar -rf evil.tar -P --transform='s,.*,n.summary.npy/c.jpg,' evil/x.jpg
 tar -rf evil.tar -P --transform='s,.*,n.jpg,' evil/x.jpg
 tar -rf evil.tar -P --transform="s,.*,$(printf 'z%.0s' $(seq 200)).jpg," evil/x.jpg
+tar -rf evil.tar -P --transform='s,.*,embed.json/x.jpg,' evil/x.jpg # what describes the folder
+tar -rf evil.tar -P --transform='s,.*,m.jpg,' evil/x.jpg
+tar -rf evil.tar -P --transform='s,.*,m~10.jpg,' evil/x.jpg
+tar -rf evil.tar -P --transform='s,.*,/m.jpg,' evil/x.jpg # the tenth: both m and m~10 are taken
 mkdir inner
 embed evil.tar --out inner/npy >/dev/null 2>log || fail "hostile names: $(cat log)"
 [ -z "$(find . -maxdepth 1 -name '*outside*' -o -maxdepth 1 -name 'absolute*')" ] || fail "a name led outside: $(ls)"
-[ "$(find inner -name '*.summary.npy' -type f | wc -l)" = 6 ] || fail "not six pictures: $(find inner) $(cat log)"
+[ "$(find inner -name '*.summary.npy' -type f | wc -l)" = 10 ] || fail "not ten pictures: $(find inner) $(cat log)"
+for key in embed.json_/x m m~10 m~10~2; do [ -f inner/npy/$key.spatial.npy ] || fail "no $key: $(find inner)"; done
 [ -z "$(find inner/npy -name '.*' ! -name .)" ] || fail "hidden files: $(find inner/npy -name '.*')"
 embed evil.tar --out inner/evil.safetensors >/dev/null 2>&1
 keys inner/evil.safetensors | grep -q '\.\./' && fail "a key leads outside: $(keys inner/evil.safetensors)"
+
+# a key that the folder has no place for costs itself
+mkdir -p held/portrait.summary.npy
+echo mine >held/sub
+expect 0 "left out sub/alpha of photos: there can be no folder for its key, sub/alpha" "$agglo" -q embed --weights "$clip" photos --out held
+grep -qF "left out portrait of photos: there can be no file for its key, portrait" stderr || fail "the folder in the way: $(cat stderr)"
+[ "$(cat held/sub)/$(find held -name '*.spatial.npy' | wc -l)" = mine/$((n - 1 - $(find photos/sub -type f ! -name cut.jpg | wc -l))) ] || fail "the rest: $(find held)"
 
 # what cannot be read
 cp a.safetensors before.safetensors
@@ -154,17 +176,21 @@ expect 2 "--pos-interp is for teachers" "$agglo" embed --weights student.safeten
 for rule in hub hf; do embed photos/odd.jpg --out $rule.safetensors --size 48 --pos-interp $rule >/dev/null; done
 [ "$(tensor hub.safetensors odd/summary | cksum)" != "$(tensor hf.safetensors odd/summary | cksum)" ] || fail "the rule makes no difference"
 
-# a stop: nothing half-written, nothing left
-mkdir stop
-for _ in $(seq 40); do cat photos/large.jpg >"stop/$RANDOM$RANDOM.jpg"; done
+# a stop: nothing half-written, nothing left, what an earlier run wrote stays; the run would take hours, and is stopped once files wait for its end
 "$agglo" -q weights init clip --set dim=256 --set depth=8 --set patch=8 --set image=128 --seed 1 --out slow.safetensors >/dev/null
 mkdir out
-"$agglo" embed --weights slow.safetensors stop stop stop stop --out out/f.safetensors --batch 2 >/dev/null 2>log &
+embed photos.tar --out out/f.safetensors --per-file 3 >/dev/null 2>&1
+cp -r out before
+# shellcheck disable=SC2046
+"$agglo" embed --weights slow.safetensors $(yes photos/large.jpg | head -n 50000) --out out/f.safetensors --batch 2 --per-file 2 >/dev/null 2>log &
 pid=$!
-sleep 0.5
+until [ "$(find out -name '.tmp-*-f-3.safetensors' | wc -l)" -gt 0 ]; do
+  kill -0 $pid 2>/dev/null || fail "it ended by itself: $(cat log)"
+  sleep 0.05
+done
 kill -TERM $pid
 status=0
 wait $pid || status=$?
 [ $status = 1 ] || fail "stopped with $status: $(cat log)"
 grep -q "stopped by signal" log || fail "no word of the signal: $(cat log)"
-[ -z "$(ls -A out)" ] || fail "a stop left $(ls -A out)"
+same before out
