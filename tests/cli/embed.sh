@@ -27,12 +27,14 @@ n=$(find photos -type f | wc -l)
 echo "not a picture" >photos/broken.jpg
 head -c 3000 photos/gray.jpg >photos/sub/cut.jpg
 echo "passed over" >photos/notes.txt
+cp photos/small.jpg photos/x.seg.png # a mask
 
 "$agglo" embed --weights "$clip" photos --out a.safetensors --json >a.json 2>log
 [ "$(value a.json images)" = "$n" ] || fail "not all pictures: $(cat a.json log)"
 [ "$(value a.json rejected)" = 2 ] || fail "not two rejects: $(cat a.json)"
 grep -q "left out broken of photos: " log || fail "the broken picture is not named: $(cat log)"
 grep -q "left out sub/cut of photos: " log || fail "the cut picture is not named: $(cat log)"
+grep -qF "$((n + 2))/$((n + 2)) images" log || fail "no total: $(cat log)"
 keys a.safetensors >names
 [ "$(wc -l <names)" = $((2 * n)) ] || fail "tensors: $(cat names)"
 for key in portrait sub/alpha sub/deep/a_b small; do
@@ -143,7 +145,7 @@ mkdir -p held/portrait.summary.npy
 echo mine >held/sub
 expect 0 "left out sub/alpha of photos: there can be no folder for its key, sub/alpha" "$agglo" -q embed --weights "$clip" photos --out held
 grep -qF "left out portrait of photos: there can be no file for its key, portrait" stderr || fail "the folder in the way: $(cat stderr)"
-[ "$(cat held/sub)/$(find held -name '*.spatial.npy' | wc -l)" = mine/$((n - 1 - $(find photos/sub -type f ! -name cut.jpg | wc -l))) ] || fail "the rest: $(find held)"
+[ "$(cat held/sub)/$(find held -name '*.spatial.npy' | wc -l)" = mine/$((n - 1 - $(find photos/sub -type f ! -name cut.jpg ! -name '*.seg.png' | wc -l))) ] || fail "the rest: $(find held)"
 
 # what cannot be read
 cp a.safetensors before.safetensors
@@ -165,6 +167,28 @@ expect 2 "size 33 is no multiple of the patch 4" "$agglo" embed --weights "$clip
 expect 2 "this is a teacher" "$agglo" embed --weights "$clip" photos --out x.safetensors --head clip
 expect 1 "cannot write file" "$agglo" embed --weights "$clip" photos --out nowhere/x.safetensors
 [ ! -e x.safetensors ] || fail "a failed run left a file"
+
+expect 1 "none of the pictures could be embedded" "$agglo" -q embed --weights "$clip" - --out x.safetensors <photos/odd.jpg
+grep -qF "standard input takes a tar, and this is a picture" stderr || fail "a picture on standard input: $(cat stderr)"
+
+# what seems to be a picture and is none is named, and a folder that cannot be read is lost; root must do without its right to read everything
+mkdir -p odd/locked
+cp photos/odd.jpg odd
+cp photos/odd.jpg odd/locked
+ln -s nowhere odd/gone.jpg
+mkfifo odd/pipe.jpg
+chmod 0 odd/locked
+as_user=()
+if [ "$(id -u)" = 0 ]; then as_user=(setpriv --bounding-set=-dac_override,-dac_read_search --inh-caps=-dac_override,-dac_read_search --); fi
+if "${as_user[@]}" true 2>/dev/null; then
+  expect 3 "cannot read all of odd/locked: a folder that cannot be read" "${as_user[@]}" "$agglo" embed --weights "$clip" odd --out odd.safetensors --json
+  cp stdout odd.json
+  grep -qF "left out gone.jpg of odd: a link to nothing" stderr || fail "the link is not named: $(cat stderr)"
+  grep -qF "left out pipe.jpg of odd: a device, a pipe or a socket" stderr || fail "the pipe is not named: $(cat stderr)"
+  [ "$(value odd.json images)/$(value odd.json rejected)" = 1/2 ] || fail "counts: $(cat odd.json)"
+  grep -q '"source": "odd/locked"' odd.json || fail "the folder is not in the report: $(cat odd.json)"
+fi
+chmod 700 odd/locked
 
 # a student and its heads
 "$agglo" -q weights init vit --set dim=32 --set depth=2 --set heads=2 --set patch=4 --set image=32 --seed 1 --out student.safetensors >/dev/null
