@@ -164,6 +164,8 @@ expect 2 "--weights FILE is missing" "$agglo" embed photos --out x.safetensors
 mkdir folder.safetensors
 expect 2 "is a folder" "$agglo" embed --weights "$clip" photos --out folder.safetensors
 expect 2 "size 33 is no multiple of the patch 4" "$agglo" embed --weights "$clip" photos --out x.safetensors --size 33
+expect 2 "the weights are of family clip, dinov2-base is of family dinov2" "$agglo" embed --weights "$clip" photos --out x.safetensors --arch dinov2-base
+expect 2 "the weights have dim 128, clip-vit-base-32 has 768" "$agglo" embed --weights "$clip" photos --out x.safetensors --arch clip-vit-base-32
 expect 2 "this is a teacher" "$agglo" embed --weights "$clip" photos --out x.safetensors --head clip
 expect 1 "cannot write file" "$agglo" embed --weights "$clip" photos --out nowhere/x.safetensors
 [ ! -e x.safetensors ] || fail "a failed run left a file"
@@ -194,6 +196,8 @@ chmod 700 odd/locked
 "$agglo" -q weights init vit --set dim=32 --set depth=2 --set heads=2 --set patch=4 --set image=32 --seed 1 --out student.safetensors >/dev/null
 "$agglo" -q embed --weights student.safetensors photos/odd.jpg --out student-npy >/dev/null
 [ "$(stat -c %s student-npy/odd.spatial.npy)" = $((128 + 4 * 8 * 8 * 32)) ] || fail "the student's features have another size"
+expect 2 "the student is vit, not dinov2" "$agglo" embed --weights student.safetensors photos/odd.jpg --out x.safetensors --arch dinov2
+expect 2 "the student has no head 'sam', it has none" "$agglo" embed --weights student.safetensors photos/odd.jpg --out x.safetensors --head sam
 expect 2 "--pos-interp is for teachers" "$agglo" embed --weights student.safetensors photos/odd.jpg --out x.safetensors --pos-interp hf
 
 # positions at another size by either rule; a model's own size needs none
