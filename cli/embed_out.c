@@ -25,7 +25,6 @@ struct agglo_embed_out {
     uint64_t most, in_file;    /* pictures */
     agglo_st_stream **streams; /* files in their order: all but the last are sealed, none has its name yet */
     int n_files, room;
-    int n_old; /* files of an earlier run under these names, behind the first: 2..n_old; 0: none */
     agglo_uid_set *keys;
     uint64_t n_bytes;
     uint8_t *values; /* converted */
@@ -102,23 +101,64 @@ static agglo_status check_name(const agglo_embed_out *o, int number, const char 
     return AGGLO_OK;
 }
 
-/* What an earlier run left under the numbered names. */
-static agglo_status find_old(agglo_embed_out *o, agglo_err *err)
+/* Numbered files are wanted: that a name is not ours is better said before the model has run for hours. Looked at are the numbers in their
+ * order, up to the first that an earlier run did not write. */
+static agglo_status check_names(const agglo_embed_out *o, agglo_err *err)
 {
-    for (int number = 2;; number++) {
-        char *path = file_name(o, number, err);
-        bool there = path != NULL && agglo_path_exists(path), ours = there && is_part(path, number);
+    bool ours = true;
 
-        if (there && !ours &&
-            o->most > 0) { /* numbered files are wanted: better said before the model has run for hours */
+    for (int number = 2; ours && err->status == AGGLO_OK; number++) {
+        char *path = file_name(o, number, err);
+
+        ours = path != NULL && is_part(path, number);
+        if (path != NULL && !ours) {
             check_name(o, number, path, AGGLO_E_CONFIG, err);
         }
         agglo_free(path);
-        if (!ours) {
-            return err->status;
-        }
-        o->n_old = number;
     }
+    return err->status;
+}
+
+/* The number of a further file in a name without its folder; 0: it is none. */
+static int number_in(const char *name, const char *base)
+{
+    size_t n = strlen(base), n_digits = 0;
+    int number = 0;
+
+    if (strncmp(name, base, n) != 0 || name[n] != '-' || name[n + 1] == '0') {
+        return 0;
+    }
+    for (const char *digit = name + n + 1; *digit >= '0' && *digit <= '9' && n_digits < 9; digit++, n_digits++) {
+        number = 10 * number + (*digit - '0');
+    }
+    return strcmp(name + n + 1 + n_digits, ".safetensors") == 0 ? number : 0;
+}
+
+/* Remove the files of an earlier run that this one has no successor for. */
+static agglo_status remove_old(const agglo_embed_out *o, agglo_err *err)
+{
+    agglo_arena *arena = NULL;
+    char **names, *dir = agglo_path_dir(o->path, err);
+    size_t n = 0;
+
+    if (dir == NULL || agglo_arena_new(&arena, 0, err) != AGGLO_OK ||
+        agglo_list_dir(dir, arena, &names, &n, err) != AGGLO_OK) {
+        n = 0;
+    }
+    for (size_t i = 0; i < n && err->status == AGGLO_OK; i++) {
+        int number = number_in(names[i], agglo_path_base(o->path));
+        char *path = number > o->n_files ? agglo_path_join(dir, names[i], err) : NULL;
+
+        if (path != NULL && is_part(path, number) && unlink(path) != 0) {
+            agglo_fail(err, AGGLO_E_IO, "%s", strerror(errno));
+            agglo_at(err, "%s", path);
+            agglo_doing(err, "cannot remove a file of an earlier run");
+        }
+        agglo_free(path);
+    }
+    agglo_arena_free(arena);
+    agglo_free(dir);
+    return err->status;
 }
 
 static agglo_status open_stream(agglo_embed_out *o, agglo_err *err)
@@ -169,7 +209,7 @@ static agglo_status seal_stream(agglo_embed_out *o, agglo_err *err)
     return err->status;
 }
 
-/* All files take their names, the first one last; then what an earlier run had more of goes, from the end. */
+/* All files take their names, the first one last; then what an earlier run had more of goes. */
 static agglo_status publish(agglo_embed_out *o, json_t *files, agglo_err *err)
 {
     for (int i = o->n_files - 1; i >= 0 && err->status == AGGLO_OK; i--) {
@@ -178,15 +218,8 @@ static agglo_status publish(agglo_embed_out *o, json_t *files, agglo_err *err)
         o->streams[i] = NULL;
         agglo_st_stream_commit(stream, err);
     }
-    for (int number = o->n_old; number > o->n_files && err->status == AGGLO_OK; number--) {
-        char *name = file_name(o, number, err);
-
-        if (name != NULL && unlink(name) != 0 && errno != ENOENT) {
-            agglo_fail(err, AGGLO_E_IO, "%s", strerror(errno));
-            agglo_at(err, "%s", name);
-            agglo_doing(err, "cannot remove a file of an earlier run");
-        }
-        agglo_free(name);
+    if (err->status != AGGLO_OK || remove_old(o, err) != AGGLO_OK) {
+        return err->status;
     }
     for (int number = 1; number <= o->n_files && err->status == AGGLO_OK; number++) {
         char *name = file_name(o, number, err);
@@ -257,7 +290,7 @@ agglo_status agglo_embed_out_open(agglo_embed_out **out, const char *path, const
     }
     if (!o->folder) {
         o->path[strlen(path) - strlen(".safetensors")] = '\0';
-        if (find_old(o, err) != AGGLO_OK || open_stream(o, err) != AGGLO_OK) {
+        if ((most > 0 && check_names(o, err) != AGGLO_OK) || open_stream(o, err) != AGGLO_OK) {
             goto fail;
         }
     } else if (agglo_make_dirs(path, err) != AGGLO_OK || write_facts(o, err) != AGGLO_OK) {

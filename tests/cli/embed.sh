@@ -98,6 +98,11 @@ grep -q '^odd~[0-9]*/summary$' names || fail "the second odd has no key"
 # numbered files are one result: what an earlier run had more of goes, and what another wrote is not replaced
 embed photos.tar photos.tar --out many.safetensors --per-file 5 >/dev/null 2>&1
 [ "$(echo many*.safetensors)" = "many-2.safetensors many.safetensors" ] || fail "files of an earlier run stay: $(ls)"
+embed photos.tar photos.tar --out many.safetensors --per-file 2 >/dev/null 2>&1
+rm many-2.safetensors
+cp many.safetensors many-7.safetensors # no part of the result
+embed photos.tar --out many.safetensors >/dev/null 2>&1
+[ "$(echo many*.safetensors)" = "many-7.safetensors many.safetensors" ] || fail "behind a gap files of an earlier run stay: $(ls)"
 embed photos.tar --out many-2.safetensors >/dev/null 2>&1
 cp many-2.safetensors others
 expect 2 "many-2.safetensors is there, and is not file 2 of an earlier many.safetensors" "$agglo" embed --weights "$clip" photos.tar --out many.safetensors --per-file 1
