@@ -160,7 +160,8 @@ const agglo_command agglo_cmd_embed = {
         "KEY.summary.npy and KEY.spatial.npy in a folder. KEY is the key in the tar or dataset, or the path below the "
         "folder without its\n"
         "extension; one that came before gets ~ and the picture's number. Pictures that cannot be read are named and "
-        "left out.",
+        "left out.\n"
+        "Safetensors files appear together when all is done; a run that was stopped begins anew.",
     .example = "agglo embed --weights dinov2-base/model.safetensors photos --out features.safetensors",
     .options = options,
     .n_options = AGGLO_COUNT(options),

@@ -18,8 +18,7 @@ static const agglo_option options[] = {
     {"text", AGGLO_OPTION_STRING, &text_path, "FILE.safetensors", "class embeddings: `classes` [classes, dim]", 0, 0},
     {"labels", AGGLO_OPTION_CHOICE, &labels_option, "auto|name|number",
      "how a label finds its row: by the name of its class, or as the row's number (auto: by name where dataset and "
-     "text "
-     "have names)",
+     "text have names, else by number)",
      0, 0},
 };
 
