@@ -5,7 +5,8 @@
     script/build release && VENV/bin/python bench/teacher_peer.py [--arch clip-vit-base-16] [--threads 1,2] [--batches 1,8] [--repetitions N] [--json FILE]
 
 Both sides are processes that wait for a line and run one batch each, in turn, so that other work on the machine hits both alike. Random weights, float32, the
-architecture that agglo calls so; u8 pixels to normalised input are agglo's work and not PyTorch's, whose input is ready. PyTorch runs under inference_mode.
+architecture that agglo calls so; u8 pixels to normalised input are agglo's work and not PyTorch's, whose input is ready. DINOv2's position table is at 224 pixels
+already, as agglo resamples it once and transformers would at each batch. PyTorch runs under inference_mode.
 
 One thread is judged by processor time, the best of all repetitions; more threads by wall time, best and median.
 """
@@ -16,9 +17,9 @@ import statistics
 import subprocess
 import sys
 
-CLIP = {  # hidden, layers, heads, patch, projection, MLP
-    "clip-vit-base-32": (768, 12, 12, 32, 512, 3072), "clip-vit-base-16": (768, 12, 12, 16, 512, 3072),
-    "clip-vit-large-14": (1024, 24, 16, 14, 768, 4096), "clip-vit-huge-14": (1280, 32, 16, 14, 1024, 5120),
+CLIP = {  # hidden, layers, heads, patch, projection, MLP, activation: as agglo's registry has them
+    "clip-vit-base-32": (768, 12, 12, 32, 512, 3072, "quick_gelu"), "clip-vit-base-16": (768, 12, 12, 16, 512, 3072, "quick_gelu"),
+    "clip-vit-large-14": (1024, 24, 16, 14, 768, 4096, "quick_gelu"), "clip-vit-huge-14": (1280, 32, 16, 14, 1024, 5120, "gelu"),
 }
 DINOV2 = {"dinov2-small": (384, 12, 6), "dinov2-base": (768, 12, 12), "dinov2-large": (1024, 24, 16)}
 
@@ -33,10 +34,10 @@ def torch_worker(arch, threads, batch, compiled):
     torch.set_num_interop_threads(1)
     torch.manual_seed(1)
     if arch in CLIP:
-        dim, depth, heads, patch, projection, mlp = CLIP[arch]
+        dim, depth, heads, patch, projection, mlp, act = CLIP[arch]
         config = transformers.CLIPVisionConfig(
             hidden_size=dim, num_hidden_layers=depth, num_attention_heads=heads, patch_size=patch, projection_dim=projection,
-            intermediate_size=mlp, image_size=224, hidden_act="gelu")
+            intermediate_size=mlp, image_size=224, hidden_act=act)
         config._attn_implementation = "sdpa"
         model = transformers.CLIPVisionModelWithProjection(config).eval()
 
@@ -45,7 +46,7 @@ def torch_worker(arch, threads, batch, compiled):
             return out.image_embeds, model.vision_model.post_layernorm(out.last_hidden_state[:, 1:])
     else:
         dim, depth, heads = DINOV2[arch]
-        config = transformers.Dinov2Config(hidden_size=dim, num_hidden_layers=depth, num_attention_heads=heads, patch_size=14, image_size=518)
+        config = transformers.Dinov2Config(hidden_size=dim, num_hidden_layers=depth, num_attention_heads=heads, patch_size=14, image_size=224)
         config._attn_implementation = "sdpa"
         model = transformers.Dinov2Model(config).eval()
 

@@ -270,7 +270,7 @@ static void report(const bench *b, const agglo_cli *cli, const result *r)
     printf("%s at %d pixels: %.1f M parameters, %.1f GFLOP an image\n", info->arch, b->side,
            (double)info->n_params / 1e6, 2 * info->gmac);
     printf("%8s %10s %10s %8s %9s %9s %9s %12s\n", "batch", "images/s", "ms/image", "spread", "GFLOP/s", "product",
-           "of it", "memory");
+           "of it", "host memory");
     printf("%8d %10.1f %10.1f %6.1f %% %9.1f %9.1f %7.0f %% %12s\n", b->batch, images, 1e3 / images, r->spread,
            flops / r->s / 1e9, r->product_rate / 1e9, r->percent, agglo_show_bytes((double)b->bytes_peak));
 }
@@ -323,9 +323,8 @@ const agglo_command agglo_cmd_bench_teacher = {
         "measured in turns\n"
         "with the model; the last percentage says how much of the model's time its matrix products would need at that "
         "rate. Memory is\n"
-        "what this process allocates for weights, activations and features, at most. One thread on the CPU: processor "
-        "time; otherwise\n"
-        "time of day.",
+        "what this process allocates on the host for the model and its features, at most (on a GPU, weights and activations\n"
+        "are not in it). One thread on the CPU: processor time; otherwise time of day.",
     .example = "agglo bench teacher --arch clip-vit-base-16 --batch 8 --threads 1",
     .options = options,
     .n_options = AGGLO_COUNT(options),

@@ -3,6 +3,7 @@
 
 #include "teachers/sam_impl.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,6 +27,38 @@ agglo_status agglo_facts_confirm(const json_t *json, const char *key, int found,
         return err->status;
     }
     return said == found ? AGGLO_OK : agglo_facts_disagree(err, key, (long long)said, found);
+}
+
+agglo_status agglo_facts_set_heads(agglo_facts *known, const agglo_teacher_config *c, int heads, const char *from,
+                                   agglo_err *err)
+{
+    if (known->heads_from != NULL) {
+        return AGGLO_OK;
+    }
+    if (heads < 1 || c->dim % heads != 0) {
+        return agglo_fail(err, AGGLO_E_DATA, "dim %d is no multiple of heads %d", c->dim, heads);
+    }
+    known->heads = heads;
+    known->heads_from = from;
+    return AGGLO_OK;
+}
+
+agglo_status agglo_facts_set_pixels(agglo_facts *known, const float mean[3], const float std[3], const char *from,
+                                    agglo_err *err)
+{
+    if (known->pixels_from != NULL) {
+        return AGGLO_OK;
+    }
+    for (int i = 0; i < 3; i++) {
+        if (!isfinite(mean[i]) || !isfinite(std[i]) || !(std[i] > 0.0f)) {
+            return agglo_fail(err, AGGLO_E_DATA, "mean %g and std %g of channel %d are not usable", (double)mean[i],
+                              (double)std[i], i);
+        }
+    }
+    memcpy(known->mean, mean, sizeof known->mean);
+    memcpy(known->std, std, sizeof known->std);
+    known->pixels_from = from;
+    return AGGLO_OK;
 }
 
 /* ---- __metadata__ ---- */
@@ -72,9 +105,8 @@ static agglo_status read_fields(agglo_facts *known, const agglo_weights *weights
             known->norm_eps = said.norm_eps;
         }
     }
-    if (said.heads > 0) {
-        known->heads_from = from;
-        known->heads = said.heads;
+    if (said.heads > 0 && agglo_facts_set_heads(known, c, said.heads, from, err) != AGGLO_OK) {
+        return err->status;
     }
     {
         const struct {
@@ -114,6 +146,7 @@ agglo_status agglo_facts_metadata(agglo_facts *known, const agglo_weights *weigh
 {
     const char *family = agglo_weights_meta(weights, "family"), *mean = agglo_weights_meta(weights, "mean"),
                *std = agglo_weights_meta(weights, "std");
+    float m[3], s[3];
 
     if (family == NULL) {
         return AGGLO_OK;
@@ -121,8 +154,8 @@ agglo_status agglo_facts_metadata(agglo_facts *known, const agglo_weights *weigh
     if (strcmp(family, c->family) != 0) {
         agglo_fail(err, AGGLO_E_MISMATCH, "family is stated as %.32s, the tensors are a %s's", family, c->family);
     } else if (read_fields(known, weights, c, err) == AGGLO_OK && mean != NULL && std != NULL) {
-        if (parse_three(mean, known->mean) && parse_three(std, known->std)) {
-            known->pixels_from = "__metadata__";
+        if (parse_three(mean, m) && parse_three(std, s)) {
+            agglo_facts_set_pixels(known, m, s, "__metadata__", err);
         } else {
             agglo_fail(err, AGGLO_E_DATA, "mean and std must be three numbers each");
         }

@@ -28,6 +28,14 @@ agglo_status agglo_facts_disagree(agglo_err *err, const char *field, long long s
 /* An integer member that must be `found` where it is stated. */
 agglo_status agglo_facts_confirm(const json_t *json, const char *key, int found, agglo_err *err);
 
+/* State the heads, unless someone has. AGGLO_E_DATA: the width is no multiple of them. */
+agglo_status agglo_facts_set_heads(agglo_facts *known, const agglo_teacher_config *c, int heads, const char *from,
+                                   agglo_err *err);
+
+/* State mean and std, unless someone has. AGGLO_E_DATA: one is not finite, or a std not above 0. */
+agglo_status agglo_facts_set_pixels(agglo_facts *known, const float mean[3], const float std[3], const char *from,
+                                    agglo_err *err);
+
 /* __metadata__ as agglo_teacher_write_random leaves it; other files have no "family" there. */
 agglo_status agglo_facts_metadata(agglo_facts *known, const agglo_weights *weights, const agglo_teacher_config *c,
                                   agglo_err *err);

@@ -17,14 +17,6 @@ static void set_act(agglo_facts *known, agglo_act act, const char *from)
     }
 }
 
-static void set_heads(agglo_facts *known, int heads, const char *from)
-{
-    if (known->heads_from == NULL) {
-        known->heads = heads;
-        known->heads_from = from;
-    }
-}
-
 static void set_fit(agglo_facts *known, agglo_fit fit, agglo_filter filter, const char *from)
 {
     if (known->fit_from == NULL) {
@@ -75,16 +67,10 @@ static agglo_status set_pixels(agglo_facts *known, const json_t *json, const cha
 {
     float m[3], s[3];
 
-    if (known->pixels_from != NULL) {
-        return AGGLO_OK;
-    }
     if (read_triple(json, mean, m, err) != AGGLO_OK || read_triple(json, std, s, err) != AGGLO_OK) {
         return err->status;
     }
-    memcpy(known->mean, m, sizeof m);
-    memcpy(known->std, s, sizeof s);
-    known->pixels_from = from;
-    return AGGLO_OK;
+    return agglo_facts_set_pixels(known, m, s, from, err);
 }
 
 static agglo_status filter_of(const char *name, agglo_filter *out, agglo_err *err)
@@ -137,23 +123,68 @@ static agglo_status sam_windows(agglo_facts *known, const json_t *json, const ag
     return err->status;
 }
 
+/* Whether the class is named, by model_type or, in what older versions saved, by architectures alone: only then is what the file leaves out
+ * the class's default. Any other object (an empty one) has left out what it never knew. A model_type of another family is AGGLO_E_MISMATCH. */
+static agglo_status names_class(const json_t *json, const agglo_teacher_config *c, bool *named, agglo_err *err)
+{
+    static const struct {
+        const char *family, *start;
+    } classes[] = {{"clip", "CLIP"}, {"dinov2", "Dinov2"}, {"sam", "Sam"}};
+    const json_t *first = json_array_get(json_object_get(json, "architectures"), 0);
+    const char *text = json_string_value(first);
+
+    for (size_t i = 0; i < AGGLO_COUNT(classes) && text != NULL; i++) {
+        *named |=
+            strcmp(classes[i].family, c->family) == 0 && strncmp(text, classes[i].start, strlen(classes[i].start)) == 0;
+    }
+    if (json_object_get(json, "model_type") == NULL) {
+        return AGGLO_OK;
+    }
+    if (agglo_json_get_string(json, "model_type", &text, err) != AGGLO_OK) {
+        return err->status;
+    }
+    if (strncmp(text, c->family, strlen(c->family)) != 0) {
+        return agglo_fail(err, AGGLO_E_MISMATCH, "model_type is %.48s, the tensors are a %s's", text, c->family);
+    }
+    *named = true;
+    return AGGLO_OK;
+}
+
+/* num_attention_heads; left out it is 12 in CLIPVisionConfig and Dinov2Config, which belongs to their default width of 768: a file that
+ * leaves both out beside tensors of another width is not theirs. */
+static agglo_status transformers_heads(agglo_facts *known, const json_t *json, bool named,
+                                       const agglo_teacher_config *c, agglo_err *err)
+{
+    enum { DEFAULT_WIDTH = 768, DEFAULT_HEADS = 12 };
+    int64_t heads = DEFAULT_HEADS;
+
+    if (json_object_get(json, "num_attention_heads") != NULL) {
+        if (agglo_json_get_int(json, "num_attention_heads", 1, 1024, &heads, err) != AGGLO_OK) {
+            return err->status;
+        }
+    } else if (!named) {
+        return AGGLO_OK;
+    } else if (json_object_get(json, "hidden_size") == NULL && c->dim != DEFAULT_WIDTH) {
+        return agglo_fail(err, AGGLO_E_MISMATCH,
+                          "hidden_size and num_attention_heads are left out, which means %d and %d, the tensors are "
+                          "%d wide",
+                          DEFAULT_WIDTH, DEFAULT_HEADS, c->dim);
+    }
+    return agglo_facts_set_heads(known, c, (int)heads, from_config, err);
+}
+
 agglo_status agglo_facts_transformers(agglo_facts *known, const json_t *root, const agglo_layout *layout,
                                       const agglo_teacher_config *c, agglo_err *err)
 {
     const json_t *nested = json_object_get(root, "vision_config"), *json = json_is_object(nested) ? nested : root;
     bool clip = strcmp(c->family, "clip") == 0, sam = strcmp(c->family, "sam") == 0;
     const char *text;
-    int64_t heads = 12; /* transformers leaves out what equals its class's defaults */
     agglo_act act;
-    bool swiglu;
+    bool swiglu, named = false;
 
-    if (json_object_get(root, "model_type") != NULL) {
-        if (agglo_json_get_string(root, "model_type", &text, err) != AGGLO_OK) {
-            return err->status;
-        }
-        if (strncmp(text, c->family, strlen(c->family)) != 0) {
-            return agglo_fail(err, AGGLO_E_MISMATCH, "model_type is %.48s, the tensors are a %s's", text, c->family);
-        }
+    if (names_class(root, c, &named, err) != AGGLO_OK ||
+        (json != root && names_class(json, c, &named, err) != AGGLO_OK)) {
+        return err->status;
     }
     if (agglo_facts_confirm(json, "hidden_size", c->dim, err) != AGGLO_OK ||
         agglo_facts_confirm(json, "num_hidden_layers", c->depth, err) != AGGLO_OK ||
@@ -178,35 +209,131 @@ agglo_status agglo_facts_transformers(agglo_facts *known, const json_t *root, co
         if (sam_windows(known, json, c, err) != AGGLO_OK) {
             return err->status;
         }
-    } else {
-        if (json_object_get(json, "num_attention_heads") != NULL &&
-            agglo_json_get_int(json, "num_attention_heads", 1, 1024, &heads, err) != AGGLO_OK) {
-            return err->status;
-        }
-        set_heads(known, (int)heads, from_config);
+    } else if (transformers_heads(known, json, named, c, err) != AGGLO_OK) {
+        return err->status;
     }
-    text = layout->defaults_act;
+    text = named ? layout->defaults_act : NULL;
     if (json_object_get(json, "hidden_act") != NULL &&
         agglo_json_get_string(json, "hidden_act", &text, err) != AGGLO_OK) {
         return err->status;
     }
-    if (!agglo_teacher_act_of(text, &act)) {
-        return agglo_fail(err, AGGLO_E_UNSUPPORTED, "hidden_act is %.32s, known are gelu and quick_gelu", text);
+    if (text != NULL) {
+        if (!agglo_teacher_act_of(text, &act)) {
+            return agglo_fail(err, AGGLO_E_UNSUPPORTED, "hidden_act is %.32s, known are gelu and quick_gelu", text);
+        }
+        set_act(known, act, from_config);
     }
-    set_act(known, act, from_config);
     return set_eps(known, json, "layer_norm_eps", from_config, err);
+}
+
+/* What a processor does where preprocessor_config.json says nothing, by the start of its class's name. CLIPFeatureExtractor and the like are
+ * older names of the same; DINOv2's is BitImageProcessor. */
+typedef struct processor_class {
+    const char *start;
+    bool crops; /* do_center_crop */
+    bool
+        squares; /* default_to_square: a size of one number means both sides, not the shorter one; and so does no size */
+    agglo_filter filter;
+} processor_class;
+
+static agglo_status find_processor(const json_t *root, const processor_class **out, bool *named, agglo_err *err)
+{
+    static const processor_class known[] = {
+        {"CLIP", true, false, AGGLO_BICUBIC},
+        {"Bit", true, false, AGGLO_BICUBIC},
+        {"ViT", false, true, AGGLO_BILINEAR},
+        {"Siglip", false, false, AGGLO_BICUBIC},
+    };
+    static const char *const keys[] = {"image_processor_type", "feature_extractor_type"};
+    const char *text;
+
+    *out = &known[0]; /* CLIP's and DINOv2's own do the same */
+    *named = false;
+    for (size_t i = 0; i < AGGLO_COUNT(keys) && !*named; i++) {
+        if (json_object_get(root, keys[i]) == NULL) {
+            continue;
+        }
+        if (agglo_json_get_string(root, keys[i], &text, err) != AGGLO_OK) {
+            return err->status;
+        }
+        for (size_t k = 0; k < AGGLO_COUNT(known) && !*named; k++) {
+            if (strncmp(text, known[k].start, strlen(known[k].start)) == 0) {
+                *out = &known[k];
+                *named = true;
+            }
+        }
+    }
+    return AGGLO_OK;
+}
+
+/* One number, {"height", "width"} or {"shortest_edge"}; `fallback` where it is left out. */
+static agglo_status read_side(const json_t *root, const char *key, int64_t fallback, int64_t *height, int64_t *width,
+                              agglo_err *err)
+{
+    const json_t *value = json_object_get(root, key);
+
+    *height = *width = fallback;
+    if (value == NULL || json_is_null(value)) {
+        return AGGLO_OK;
+    }
+    if (!json_is_object(value)) {
+        if (agglo_json_get_int(root, key, 1, 1 << 20, height, err) == AGGLO_OK) {
+            *width = *height;
+        }
+    } else if (json_object_get(value, "shortest_edge") != NULL) {
+        if (agglo_json_get_int(value, "shortest_edge", 1, 1 << 20, height, err) == AGGLO_OK) {
+            *width = *height;
+        }
+    } else if (agglo_json_get_int(value, "height", 1, 1 << 20, height, err) == AGGLO_OK) {
+        agglo_json_get_int(value, "width", 1, 1 << 20, width, err);
+    }
+    return err->status != AGGLO_OK ? agglo_at(err, "%s", key) : AGGLO_OK;
+}
+
+/* How CLIP's and DINOv2's pictures are fitted. transformers resizes to {"height", "width"} as they stand, so a picture is squashed; what it then
+ * crops of the middle is nothing if the crop is of that size, and something that is not done here otherwise. */
+static agglo_status read_fit(const json_t *root, const processor_class *p, agglo_fit *out, agglo_err *err)
+{
+    const json_t *size = json_object_get(root, "size");
+    bool crops = p->crops, squashed = p->squares;
+    int64_t height, width, crop_height, crop_width;
+
+    if (json_object_get(root, "do_center_crop") != NULL && !json_is_null(json_object_get(root, "do_center_crop")) &&
+        agglo_json_get_bool(root, "do_center_crop", &crops, err) != AGGLO_OK) {
+        return err->status;
+    }
+    if (json_is_object(size)) {
+        squashed = json_object_get(size, "shortest_edge") == NULL;
+    }
+    if (read_side(root, "size", 224, &height, &width, err) != AGGLO_OK ||
+        read_side(root, "crop_size", 224, &crop_height, &crop_width, err) != AGGLO_OK) {
+        return err->status;
+    }
+    if (squashed && crops && (crop_height != height || crop_width != width)) {
+        return agglo_fail(
+            err, AGGLO_E_UNSUPPORTED,
+            "pictures are squashed to %lld x %lld, then cropped to %lld x %lld (crop_size, or the class's "
+            "default, where do_center_crop is not false), which is not supported",
+            (long long)width, (long long)height, (long long)crop_width, (long long)crop_height);
+    }
+    *out = squashed ? AGGLO_FIT_SQUASH : AGGLO_FIT_CROP;
+    return AGGLO_OK;
 }
 
 agglo_status agglo_facts_preprocessor(agglo_facts *known, const json_t *root, const agglo_layout *layout,
                                       const agglo_teacher_config *c, agglo_err *err)
 {
     const json_t *size = json_object_get(root, "size"), *resample = json_object_get(root, "resample");
-    bool both = json_is_object(size) && json_object_get(size, "height") != NULL,
-         cropped = !json_is_false(json_object_get(root, "do_center_crop"));
-    bool sam = strcmp(c->family, "sam") == 0;
-    agglo_filter filter = sam ? AGGLO_BILINEAR : AGGLO_BICUBIC;
+    bool sam = strcmp(c->family, "sam") == 0, named;
+    const processor_class *processor;
+    agglo_filter filter;
+    agglo_fit fit = AGGLO_FIT_CROP;
 
     (void)layout;
+    if (find_processor(root, &processor, &named, err) != AGGLO_OK) {
+        return err->status;
+    }
+    filter = sam ? AGGLO_BILINEAR : processor->filter;
     if (set_pixels(known, root, "image_mean", "image_std", from_preprocessor, err) != AGGLO_OK) {
         return err->status;
     }
@@ -219,8 +346,11 @@ agglo_status agglo_facts_preprocessor(agglo_facts *known, const json_t *root, co
     }
     if (sam) { /* size is its longest_edge */
         set_fit(known, AGGLO_FIT_PAD, filter, from_preprocessor);
-    } else if (size != NULL || json_is_integer(resample)) {
-        set_fit(known, both && !cropped ? AGGLO_FIT_SQUASH : AGGLO_FIT_CROP, filter, from_preprocessor);
+    } else if (named || size != NULL || json_is_integer(resample)) {
+        if (read_fit(root, processor, &fit, err) != AGGLO_OK) {
+            return err->status;
+        }
+        set_fit(known, fit, filter, from_preprocessor);
     }
     return AGGLO_OK;
 }
@@ -278,7 +408,7 @@ static agglo_status open_clip_tower(agglo_facts *known, const json_t *vision, co
         agglo_json_get_double(vision, "mlp_ratio", &ratio, err) != AGGLO_OK) {
         return err->status;
     }
-    if (!(ratio > 0.0 && ratio < 1000.0) || (int)(c->dim * ratio) != c->mlp_dim) {
+    if (!(ratio > 0.0 && ratio < 1000.0) || trunc((double)c->dim * ratio) != (double)c->mlp_dim) {
         return agglo_fail(err, AGGLO_E_MISMATCH, "mlp_ratio %g of width %d is not the tensors' %d", ratio, c->dim,
                           c->mlp_dim);
     }
@@ -290,7 +420,9 @@ static agglo_status open_clip_tower(agglo_facts *known, const json_t *vision, co
         return agglo_fail(err, AGGLO_E_MISMATCH, "width %d is no multiple of head_width %lld", c->dim,
                           (long long)head_width);
     }
-    set_heads(known, (int)(c->dim / head_width), from_open);
+    if (agglo_facts_set_heads(known, c, (int)(c->dim / head_width), from_open, err) != AGGLO_OK) {
+        return err->status;
+    }
     return norm != NULL ? set_eps(known, norm, "eps", from_open, err) : AGGLO_OK;
 }
 
@@ -355,7 +487,13 @@ agglo_status agglo_facts_timm(agglo_facts *known, const json_t *root, const aggl
                *interpolation = json_string_value(json_object_get(cfg, "interpolation"));
     agglo_filter filter = AGGLO_BICUBIC;
     agglo_act stated;
+    int64_t heads;
 
+    if (json_object_get(args, "num_heads") != NULL &&
+        (agglo_json_get_int(args, "num_heads", 1, 1024, &heads, err) != AGGLO_OK ||
+         agglo_facts_set_heads(known, c, (int)heads, from_config, err) != AGGLO_OK)) {
+        return err->status;
+    }
     /* of its own tensors only: where timm's name lacks "quickgelu", it computes GELU, whatever OpenAI's own code does with them */
     if (strcmp(c->family, "clip") == 0 && strcmp(layout->name, "timm") == 0) {
         if (act != NULL) {
@@ -373,7 +511,8 @@ agglo_status agglo_facts_timm(agglo_facts *known, const json_t *root, const aggl
     if (interpolation != NULL && filter_of(interpolation, &filter, err) != AGGLO_OK) {
         return err->status;
     }
-    if (mode != NULL || interpolation != NULL) {
+    /* a SAM's input is padded, whatever timm, which uses the encoder as a classifier's trunk, does to a picture */
+    if (strcmp(c->family, "sam") != 0 && (mode != NULL || interpolation != NULL)) {
         set_fit(known, mode != NULL && strcmp(mode, "squash") == 0 ? AGGLO_FIT_SQUASH : AGGLO_FIT_CROP, filter,
                 from_config);
     }

@@ -12,12 +12,37 @@ static const agglo_layout *const layouts[] = {
     &agglo_layout_dinov2_state, &agglo_layout_dinov2_hub, &agglo_layout_sam_hf,    &agglo_layout_sam_original,
 };
 
-static const agglo_st_tensor *find(const agglo_weights *weights, const char *prefix, const char *name)
-{
-    char full[256];
+/* ---- names ---- */
 
-    snprintf(full, sizeof full, "%s%s", prefix, name);
-    return agglo_weights_find(weights, full);
+char *agglo_layout_block(const agglo_layout_found *where, int i, char *out, size_t n_bytes)
+{
+    if (where->chunk > 0) {
+        snprintf(out, n_bytes, "%s%d.%d.", where->layout->block, i / where->chunk, i);
+    } else {
+        snprintf(out, n_bytes, "%s%d.", where->layout->block, i);
+    }
+    return out;
+}
+
+char *agglo_layout_name(const agglo_layout_found *where, int block, const char *source, char *out, size_t n_bytes)
+{
+    bool rooted = source[0] == '/';
+    char start[64] = "";
+
+    if (block >= 0) {
+        agglo_layout_block(where, block, start, sizeof start);
+    }
+    snprintf(out, n_bytes, "%s%s%s", rooted ? where->outer : where->prefix, start, rooted ? source + 1 : source);
+    return out;
+}
+
+const agglo_st_tensor *agglo_layout_get(const agglo_layout_found *where, const agglo_weights *weights, int block,
+                                        const char *source)
+{
+    char name[256];
+
+    return source != NULL ? agglo_weights_find(weights, agglo_layout_name(where, block, source, name, sizeof name))
+                          : NULL;
 }
 
 /* ---- which layout ---- */
@@ -40,7 +65,7 @@ static bool probe_at(const agglo_weights *weights, const agglo_layout *layout, c
         memcpy(out->outer, name, n_outer);
         snprintf(out->prefix, sizeof out->prefix, "%s%s", out->outer, *p);
         for (const char *const *m = layout->marks; !marked && *m != NULL; m++) {
-            marked = find(weights, out->prefix, *m) != NULL;
+            marked = agglo_layout_get(out, weights, -1, *m) != NULL;
         }
         if (marked) {
             return true;
@@ -67,7 +92,7 @@ static int chunk_of(const agglo_weights *weights, const agglo_layout_found *f)
     }
     do {
         snprintf(name, sizeof name, "%s0.%d.%s", layout->block, n, layout->in_block[0].source);
-    } while (find(weights, f->prefix, name) != NULL && ++n < 1024);
+    } while (agglo_layout_get(f, weights, -1, name) != NULL && ++n < 1024);
     return n;
 }
 
@@ -196,29 +221,16 @@ static int64_t extent(char letter, const agglo_teacher_config *c, int index)
     }
 }
 
-char *agglo_layout_block(const agglo_layout_found *where, int i, char *out, size_t n_bytes)
-{
-    if (where->chunk > 0) {
-        snprintf(out, n_bytes, "%s%d.%d.", where->layout->block, i / where->chunk, i);
-    } else {
-        snprintf(out, n_bytes, "%s%d.", where->layout->block, i);
-    }
-    return out;
-}
-
 static void fill(agglo_layout_tensor *t, const agglo_layout_row *row, const agglo_teacher_config *config,
-                 const agglo_layout_found *where, const char *block, const char *param_block, int index)
+                 const agglo_layout_found *where, const char *param_block, int block)
 {
-    bool rooted = row->source[0] == '/';
-
-    snprintf(t->name, sizeof t->name, "%s%s%s", rooted ? where->outer : where->prefix, block,
-             rooted ? row->source + 1 : row->source);
+    agglo_layout_name(where, block, row->source, t->name, sizeof t->name);
     if (row->param != NULL) {
         snprintf(t->param, sizeof t->param, "%s%s", param_block, row->param);
     }
     t->rank = (int)strlen(row->shape);
     for (int i = 0; i < t->rank; i++) {
-        t->shape[i] = extent(row->shape[i], config, index);
+        t->shape[i] = extent(row->shape[i], config, block);
     }
     t->first_row = row->part * t->shape[0];
     t->transposed = row->transposed;
@@ -230,7 +242,7 @@ agglo_status agglo_layout_expand(const agglo_layout_found *where, const agglo_te
 {
     const agglo_layout *layout = where->layout;
     size_t most = layout->n_top + layout->n_in_block * (size_t)config->depth;
-    char block[64] = "", param_block[32] = "";
+    char param_block[32] = "";
     size_t k = 0;
 
     *n = 0;
@@ -240,15 +252,14 @@ agglo_status agglo_layout_expand(const agglo_layout_found *where, const agglo_te
     }
     for (size_t i = 0; i < layout->n_top; i++) {
         if (row_applies(&layout->top[i], config)) {
-            fill(&(*out)[k++], &layout->top[i], config, where, block, param_block, 0);
+            fill(&(*out)[k++], &layout->top[i], config, where, param_block, -1);
         }
     }
     for (int b = 0; b < config->depth; b++) {
-        agglo_layout_block(where, b, block, sizeof block);
         snprintf(param_block, sizeof param_block, "blocks.%d.", b);
         for (size_t i = 0; i < layout->n_in_block; i++) {
             if (row_applies(&layout->in_block[i], config)) {
-                fill(&(*out)[k++], &layout->in_block[i], config, where, block, param_block, b);
+                fill(&(*out)[k++], &layout->in_block[i], config, where, param_block, b);
             }
         }
     }

@@ -45,7 +45,7 @@ typedef struct agglo_layout_row {
 struct agglo_layout_found;
 
 typedef struct agglo_layout {
-    const char *name; /* "transformers", "open_clip", "timm", "hub" */
+    const char *name; /* "transformers", "open_clip", "timm", "hub", "segment_anything" */
     const char *family;
     bool hub;                    /* the original repository's names, so its rule for positions */
     const char *const *prefixes; /* NULL-terminated; the first is what the writer uses */
@@ -60,8 +60,8 @@ typedef struct agglo_layout {
     const char *const
         *refused; /* NULL-terminated pairs: a prefix of names (behind OUTER), what has such tensors; NULL: none */
     /* Read what shapes tell into config (family, dim, ... set from the probe already). */
-    const char *positions, *mlp_plain, *mlp_swiglu, *registers,
-        *projection;             /* sources of further facts, NULL: not in this family */
+    const char *positions, *mlp_plain, *mlp_swiglu, *registers, *projection,
+        *neck;                   /* sources of further facts, NULL: not in this family */
     bool swiglu_apart;           /* mlp_swiglu is one half of the rows, its own tensor */
     const char *projection_bias; /* zero, or the projection is a classifier's (timm); NULL: never there */
     const char *defaults_act;    /* of transformers' config class, where config.json leaves hidden_act out */
@@ -96,6 +96,13 @@ typedef struct agglo_layout_tensor {
 /* All tensors that a model of this config has, in `*out` (agglo_free). */
 agglo_status agglo_layout_expand(const agglo_layout_found *where, const agglo_teacher_config *config,
                                  agglo_layout_tensor **out, size_t *n, agglo_err *err);
+
+/* What a tensor of the table is called: of the tower (block < 0, or a source that begins with '/') or of a block. Returns out. */
+char *agglo_layout_name(const agglo_layout_found *where, int block, const char *source, char *out, size_t n_bytes);
+
+/* That tensor; NULL where there is none, and where source is NULL. */
+const agglo_st_tensor *agglo_layout_get(const agglo_layout_found *where, const agglo_weights *weights, int block,
+                                        const char *source);
 
 /* "encoder.layers.7.": what stands behind the prefix and before the names of block i. */
 char *agglo_layout_block(const agglo_layout_found *where, int i, char *out, size_t n_bytes);

@@ -31,20 +31,33 @@ static bool same_shape(const agglo_st_tensor *t, const agglo_layout_tensor *expe
     return rank_a == rank_b && memcmp(a, b, (size_t)rank_a * sizeof *a) == 0;
 }
 
+agglo_status agglo_load_refuse(const agglo_st_tensor *t, const char *name, const char *expected, agglo_err *err)
+{
+    char shape[160];
+
+    return t == NULL ? agglo_fail(err, AGGLO_E_DATA, "tensor %.140s is missing, expected shape %.64s", name, expected)
+                     : agglo_fail(err, AGGLO_E_DATA, "tensor %.140s has shape %s, expected %.64s", name,
+                                  agglo_load_shape_text(t->rank, t->shape, shape, sizeof shape), expected);
+}
+
+agglo_status agglo_load_refuse_in(const agglo_layout_found *where, int block, const char *source,
+                                  const agglo_st_tensor *t, const char *expected, agglo_err *err)
+{
+    char name[256];
+
+    return agglo_load_refuse(t, agglo_layout_name(where, block, source, name, sizeof name), expected, err);
+}
+
 static agglo_status check_one(const agglo_weights *weights, const agglo_layout_tensor *expected,
                               const agglo_st_tensor **out, agglo_err *err)
 {
     const agglo_st_tensor *t = agglo_weights_find(weights, expected->name);
-    char found[160], wanted[128];
+    char wanted[128];
 
     *out = t;
-    agglo_load_shape_text(expected->rank, expected->shape, wanted, sizeof wanted);
-    if (t == NULL) {
-        return agglo_fail(err, AGGLO_E_DATA, "tensor %s is missing, expected shape %s", expected->name, wanted);
-    }
-    if (!same_shape(t, expected)) {
-        return agglo_fail(err, AGGLO_E_DATA, "tensor %s has shape %s, expected %s", t->name,
-                          agglo_load_shape_text(t->rank, t->shape, found, sizeof found), wanted);
+    if (t == NULL || !same_shape(t, expected)) {
+        return agglo_load_refuse(t, expected->name,
+                                 agglo_load_shape_text(expected->rank, expected->shape, wanted, sizeof wanted), err);
     }
     if (t->dtype != AGGLO_F32 && t->dtype != AGGLO_F16 && t->dtype != AGGLO_BF16 && t->dtype != AGGLO_F64) {
         return agglo_fail(err, AGGLO_E_UNSUPPORTED, "tensor %s is %s, expected F32, F16, BF16 or F64", t->name,
@@ -71,12 +84,13 @@ static agglo_status load_transposed(agglo_params *params, agglo_param *param, co
                                     const agglo_st_tensor *t, agglo_err *err)
 {
     size_t rows = (size_t)expected->shape[0], cols = (size_t)expected->shape[1];
-    float *from = (float *)agglo_alloc(2 * rows * cols, sizeof *from, err), *to = from + rows * cols;
+    float *from = (float *)agglo_alloc(2 * rows * cols, sizeof *from, err), *to;
     agglo_st_tensor view = *t;
 
     if (from == NULL) {
         return err->status;
     }
+    to = from + rows * cols;
     agglo_dtype_to_f32(from, t->data, t->dtype, rows * cols);
     for (size_t i = 0; i < rows * cols; i++) {
         if (!isfinite(from[i])) {

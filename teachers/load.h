@@ -18,6 +18,12 @@ agglo_status agglo_load_check(const agglo_weights *weights, const agglo_layout_t
 agglo_status agglo_load_params(agglo_params *params, const agglo_weights *weights, const agglo_layout_tensor *tensors,
                                size_t n_tensors, agglo_err *err);
 
+/* AGGLO_E_DATA: "tensor NAME is missing, expected shape EXPECTED" (t NULL), or "has shape ..., expected ...". */
+agglo_status agglo_load_refuse(const agglo_st_tensor *t, const char *name, const char *expected, agglo_err *err);
+/* The same of what agglo_layout_get gave. */
+agglo_status agglo_load_refuse_in(const agglo_layout_found *where, int block, const char *source,
+                                  const agglo_st_tensor *t, const char *expected, agglo_err *err);
+
 /* "[3, 4]" into out; returns out. */
 char *agglo_load_shape_text(int rank, const int64_t *shape, char *out, size_t n_bytes);
 

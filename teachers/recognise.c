@@ -9,35 +9,8 @@
 #include <stdio.h>
 #include <string.h>
 
-/* A tensor by the name in its layout's table; of block 0 with in_block. A leading '/' as in the table. */
-static char *name_of(const agglo_layout_found *f, bool in_block, const char *source, char *out, size_t n_bytes)
-{
-    bool rooted = source[0] == '/';
-    char block[64] = "";
-
-    if (in_block) {
-        agglo_layout_block(f, 0, block, sizeof block);
-    }
-    snprintf(out, n_bytes, "%s%s%s", rooted ? f->outer : f->prefix, block, rooted ? source + 1 : source);
-    return out;
-}
-
-static const agglo_st_tensor *find(const agglo_weights *weights, const agglo_layout_found *f, bool in_block,
-                                   const char *source)
-{
-    char name[256];
-
-    return source != NULL ? agglo_weights_find(weights, name_of(f, in_block, source, name, sizeof name)) : NULL;
-}
-
-static agglo_status missing(const agglo_layout_found *f, bool in_block, const char *source, agglo_err *err)
-{
-    char name[256];
-
-    return agglo_fail(err, AGGLO_E_DATA, "tensor %s is missing", name_of(f, in_block, source, name, sizeof name));
-}
-
-/* An extent that becomes an int: bounded here, so that no later product overflows. */
+/* An extent that becomes an int: bounded so that sums and small multiples of it stay one. agglo_teacher_check has the limits of a model; products
+ * before it are of sides of a grid (at most 8192) or of doubles. */
 static bool extent(const agglo_st_tensor *t, int axis, int *out)
 {
     if (axis >= t->rank || t->shape[axis] < 1 || t->shape[axis] > 1 << 24) {
@@ -47,31 +20,27 @@ static bool extent(const agglo_st_tensor *t, int axis, int *out)
     return true;
 }
 
-static agglo_status odd_shape(const agglo_st_tensor *t, const char *expected, agglo_err *err)
-{
-    char shape[160];
-
-    return agglo_fail(err, AGGLO_E_DATA, "tensor %.140s has shape %s, expected %s", t->name,
-                      agglo_load_shape_text(t->rank, t->shape, shape, sizeof shape), expected);
-}
-
 static int count_blocks(const agglo_weights *weights, const agglo_layout_found *f)
 {
-    char block[64], name[256];
     int n = 0;
 
-    do {
-        snprintf(name, sizeof name, "%s%s%s", f->prefix, agglo_layout_block(f, n, block, sizeof block),
-                 f->layout->in_block[0].source);
-    } while (agglo_weights_find(weights, name) != NULL && ++n < 1024);
+    while (n < 1024 && agglo_layout_get(f, weights, n, f->layout->in_block[0].source) != NULL) {
+        n++;
+    }
     return n;
 }
 
-/* A classifier where the projection would be: its bias is not the zeros that timm puts behind CLIP's. Every float's zero is zero bytes, or a sign. */
+/* A classifier where the projection would be: its bias is not the zeros that timm puts behind CLIP's. A float's zero is zero bytes, the last
+ * of which may hold a sign. */
 static bool is_zero(const agglo_st_tensor *t)
 {
+    size_t size = t->n_elements > 0 ? t->n_bytes / (size_t)t->n_elements : 1;
+    bool is_float = t->dtype == AGGLO_F32 || t->dtype == AGGLO_F16 || t->dtype == AGGLO_BF16 || t->dtype == AGGLO_F64;
+
     for (size_t i = 0; i < t->n_bytes; i++) {
-        if (t->data[i] != 0) {
+        bool last = is_float && i % size == size - 1;
+
+        if ((t->data[i] & (last ? 0x7f : 0xff)) != 0) {
             return false;
         }
     }
@@ -82,8 +51,8 @@ static agglo_status read_projection(const agglo_weights *weights, const agglo_la
                                     agglo_err *err)
 {
     const agglo_layout *layout = f->layout;
-    const agglo_st_tensor *t = find(weights, f, false, layout->projection),
-                          *bias = find(weights, f, false, layout->projection_bias);
+    const agglo_st_tensor *t = agglo_layout_get(f, weights, -1, layout->projection),
+                          *bias = agglo_layout_get(f, weights, -1, layout->projection_bias);
     bool transposed = false;
 
     c->proj = 0;
@@ -95,7 +64,7 @@ static agglo_status read_projection(const agglo_weights *weights, const agglo_la
     }
     return t->rank == 2 && extent(t, transposed ? 1 : 0, &c->proj)
                ? AGGLO_OK
-               : odd_shape(t, transposed ? "[dim, proj]" : "[proj, dim]", err);
+               : agglo_load_refuse_in(f, -1, layout->projection, t, transposed ? "[dim, proj]" : "[proj, dim]", err);
 }
 
 /* dim, patch, depth, mlp_dim, swiglu, image, registers, proj: read off the tensors. */
@@ -103,29 +72,28 @@ static agglo_status read_shapes(const agglo_weights *weights, const agglo_layout
                                 agglo_err *err)
 {
     const agglo_layout *layout = f->layout;
-    const agglo_st_tensor *probe = find(weights, f, false, layout->probe), *t;
+    const agglo_st_tensor *probe = agglo_layout_get(f, weights, -1, layout->probe), *t;
+    const char *mlp;
     int rows = 0, grid;
     bool halves; /* both of SwiGLU's in one tensor */
 
     if (probe->rank != 4 || probe->shape[1] != 3 || probe->shape[2] != probe->shape[3] || !extent(probe, 0, &c->dim) ||
         !extent(probe, 2, &c->patch)) {
-        return odd_shape(probe, "[dim, 3, patch, patch]", err);
+        return agglo_load_refuse_in(f, -1, layout->probe, probe, "[dim, 3, patch, patch]", err);
     }
     c->depth = count_blocks(weights, f);
     if (c->depth == 0) {
-        return missing(f, true, layout->in_block[0].source, err);
+        return agglo_load_refuse_in(f, 0, layout->in_block[0].source, NULL, "[dim]", err);
     }
-    t = find(weights, f, true, layout->mlp_swiglu);
+    t = agglo_layout_get(f, weights, 0, layout->mlp_swiglu);
     c->swiglu = t != NULL;
+    mlp = c->swiglu ? layout->mlp_swiglu : layout->mlp_plain;
     if (t == NULL) {
-        t = find(weights, f, true, layout->mlp_plain);
-    }
-    if (t == NULL) {
-        return missing(f, true, layout->mlp_plain, err);
+        t = agglo_layout_get(f, weights, 0, mlp);
     }
     halves = c->swiglu && !layout->swiglu_apart;
-    if (t->rank != 2 || !extent(t, 0, &c->mlp_dim) || (halves && c->mlp_dim % 2 != 0)) {
-        return odd_shape(t, halves ? "[2 * mlp_dim, dim]" : "[mlp_dim, dim]", err);
+    if (t == NULL || t->rank != 2 || !extent(t, 0, &c->mlp_dim) || (halves && c->mlp_dim % 2 != 0)) {
+        return agglo_load_refuse_in(f, 0, mlp, t, halves ? "[2 * mlp_dim, dim]" : "[mlp_dim, dim]", err);
     }
     c->mlp_dim = halves ? c->mlp_dim / 2 : c->mlp_dim;
     c->heads = 0; /* until someone says it */
@@ -135,22 +103,19 @@ static agglo_status read_shapes(const agglo_weights *weights, const agglo_layout
         return layout->read_shapes(weights, f, c, err);
     }
 
-    t = find(weights, f, false, layout->positions);
-    if (t == NULL) {
-        return missing(f, false, layout->positions, err);
-    }
-    if (t->rank < 2 || !extent(t, t->rank - 2, &rows)) {
-        return odd_shape(t, "[1 + grid * grid, dim]", err);
+    t = agglo_layout_get(f, weights, -1, layout->positions);
+    if (t == NULL || t->rank < 2 || !extent(t, t->rank - 2, &rows)) {
+        return agglo_load_refuse_in(f, -1, layout->positions, t, "[1 + grid * grid, dim]", err);
     }
     grid = (int)lround(sqrt((double)(rows - 1)));
     if (grid < 1 || grid * grid != rows - 1 || grid > 8192 / c->patch) {
-        return odd_shape(t, "[1 + grid * grid, dim]", err);
+        return agglo_load_refuse_in(f, -1, layout->positions, t, "[1 + grid * grid, dim]", err);
     }
     c->image = grid * c->patch;
 
-    t = find(weights, f, false, layout->registers);
+    t = agglo_layout_get(f, weights, -1, layout->registers);
     if (t != NULL && (t->rank != 3 || !extent(t, 1, &c->registers))) {
-        return odd_shape(t, "[1, registers, dim]", err);
+        return agglo_load_refuse_in(f, -1, layout->registers, t, "[1, registers, dim]", err);
     }
     return read_projection(weights, f, c, err);
 }
@@ -193,12 +158,44 @@ static agglo_status settle_act(const agglo_weights *weights, const agglo_facts *
     return AGGLO_OK;
 }
 
+/* Of the tensors (SAM's tell them), of a statement, of the registered architecture `arch` (NULL: none is asked for), or of the width. All that
+ * say it must agree: a wrong number of heads fits the tensors and gives other features. */
+static agglo_status settle_heads(const agglo_facts *known, const char *arch, agglo_teacher_file *out, agglo_err *err)
+{
+    agglo_teacher_config *c = &out->config, named = {0};
+
+    if (arch != NULL && !agglo_teacher_is_family(arch) && agglo_teacher_named(arch, &named, err) != AGGLO_OK) {
+        return err->status;
+    }
+    if (c->heads != 0) {
+        out->heads_from = "the tensors";
+        if (known->heads_from != NULL && known->heads != c->heads) {
+            return agglo_facts_disagree(err, "heads", known->heads, c->heads);
+        }
+    } else if (known->heads_from != NULL) {
+        out->heads_from = known->heads_from;
+        c->heads = known->heads;
+    } else if (named.heads != 0) {
+        out->heads_from = "the architecture asked for";
+        c->heads = named.heads;
+    } else {
+        out->heads_from = "the width, as published models have it";
+        c->heads = agglo_teacher_heads_of(c->family, c->dim);
+    }
+    if (named.heads != 0 && named.heads != c->heads) {
+        return agglo_fail(err, AGGLO_E_MISMATCH, "heads are %d (%s), %s has %d", c->heads, out->heads_from, arch,
+                          named.heads);
+    }
+    return AGGLO_OK;
+}
+
 static agglo_status recognise(const agglo_weights *weights, const agglo_layout_found *found, const char *arch,
                               const char *act, agglo_teacher_file *out, agglo_err *err)
 {
     const agglo_layout *layout = found->layout;
     agglo_teacher_config *c = &out->config, named;
     agglo_facts known = {0};
+    bool asked = arch != NULL && arch[0] != '\0';
 
     if (agglo_teacher_named(layout->family, c, err) != AGGLO_OK || read_shapes(weights, found, c, err) != AGGLO_OK) {
         return agglo_at(err, "%s", agglo_weights_path(weights));
@@ -207,28 +204,14 @@ static agglo_status recognise(const agglo_weights *weights, const agglo_layout_f
         agglo_facts_beside(&known, weights, layout, c, err) != AGGLO_OK) {
         return err->status;
     }
-    if (arch != NULL && arch[0] != '\0') {
-        if (agglo_teacher_matches(c, arch, err) != AGGLO_OK) {
-            return agglo_at(err, "%s", agglo_weights_path(weights));
-        }
-        if (!agglo_teacher_is_family(arch) && known.heads_from == NULL &&
-            agglo_teacher_named(arch, &named, err) == AGGLO_OK) {
-            known.heads = named.heads;
-            known.heads_from = "the architecture asked for";
-        }
+    if (asked && agglo_teacher_matches(c, arch, err) != AGGLO_OK) {
+        return agglo_at(err, "%s", agglo_weights_path(weights));
     }
     if (known.windows_from != NULL) {
         agglo_sam_adopt(c, known.window, known.global_layers);
     }
-    if (c->heads != 0) {
-        out->heads_from = "the tensors";
-        if (known.heads_from != NULL && known.heads != c->heads) {
-            agglo_facts_disagree(err, "heads", known.heads, c->heads);
-            return agglo_at(err, "%s", agglo_weights_path(weights));
-        }
-    } else {
-        out->heads_from = known.heads_from != NULL ? known.heads_from : "the width, as published models have it";
-        c->heads = known.heads_from != NULL ? known.heads : agglo_teacher_heads_of(c->family, c->dim);
+    if (settle_heads(&known, asked ? arch : NULL, out, err) != AGGLO_OK) {
+        return agglo_at(err, "%s", agglo_weights_path(weights));
     }
     c->norm_eps = known.eps_from != NULL ? known.norm_eps : c->norm_eps;
     out->pixels_from = known.pixels_from != NULL ? known.pixels_from : "the family's default";
@@ -237,8 +220,11 @@ static agglo_status recognise(const agglo_weights *weights, const agglo_layout_f
         memcpy(c->std, known.std, sizeof c->std);
     }
     c->act = AGGLO_ACT_GELU;
-    if (agglo_teacher_check(c, err) != AGGLO_OK || /* names the architecture */
-        settle_act(weights, &known, act, out, err) != AGGLO_OK) {
+    if (agglo_teacher_check(c, err) != AGGLO_OK) { /* names the architecture; what is wrong here is the file's */
+        err->status = AGGLO_E_DATA;
+        return agglo_at(err, "%s", agglo_weights_path(weights));
+    }
+    if (settle_act(weights, &known, act, out, err) != AGGLO_OK) {
         return agglo_at(err, "%s", agglo_weights_path(weights));
     }
     if (known.fit_from != NULL) {

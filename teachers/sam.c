@@ -22,22 +22,26 @@ static const agglo_layout_row top_hf[] = {
     {"neck.layer_norm2.bias", "neck.norm2.bias", "o", AGGLO_ROW_BIAS, NECK, 0, false},
 };
 
-static const agglo_layout_row block_hf[] = {
-    {"layer_norm1.weight", "norm1.weight", "d", AGGLO_ROW_NORM, ALWAYS, 0, false},
-    {"layer_norm1.bias", "norm1.bias", "d", AGGLO_ROW_BIAS, ALWAYS, 0, false},
-    {"attn.qkv.weight", "attn.qkv.weight", "td", AGGLO_ROW_LINEAR, ALWAYS, 0, false},
-    {"attn.qkv.bias", "attn.qkv.bias", "t", AGGLO_ROW_BIAS, ALWAYS, 0, false},
-    {"attn.proj.weight", "attn.proj.weight", "dd", AGGLO_ROW_LINEAR, ALWAYS, 0, false},
-    {"attn.proj.bias", "attn.proj.bias", "d", AGGLO_ROW_BIAS, ALWAYS, 0, false},
-    {"attn.rel_pos_h", "attn.rel_pos_h", "sk", AGGLO_ROW_LINEAR, ALWAYS, 0, false},
-    {"attn.rel_pos_w", "attn.rel_pos_w", "sk", AGGLO_ROW_LINEAR, ALWAYS, 0, false},
-    {"layer_norm2.weight", "norm2.weight", "d", AGGLO_ROW_NORM, ALWAYS, 0, false},
-    {"layer_norm2.bias", "norm2.bias", "d", AGGLO_ROW_BIAS, ALWAYS, 0, false},
-    {"mlp.lin1.weight", "mlp.fc1.weight", "md", AGGLO_ROW_LINEAR, ALWAYS, 0, false},
-    {"mlp.lin1.bias", "mlp.fc1.bias", "m", AGGLO_ROW_BIAS, ALWAYS, 0, false},
-    {"mlp.lin2.weight", "mlp.fc2.weight", "dm", AGGLO_ROW_LINEAR, ALWAYS, 0, false},
-    {"mlp.lin2.bias", "mlp.fc2.bias", "d", AGGLO_ROW_BIAS, ALWAYS, 0, false},
-};
+/* A block's tensors: the two layouts differ in what their norms are called. */
+/* clang-format off */
+#define BLOCK(norm)                                                                       \
+    {norm "1.weight", "norm1.weight", "d", AGGLO_ROW_NORM, ALWAYS, 0, false},           \
+    {norm "1.bias", "norm1.bias", "d", AGGLO_ROW_BIAS, ALWAYS, 0, false},               \
+    {"attn.qkv.weight", "attn.qkv.weight", "td", AGGLO_ROW_LINEAR, ALWAYS, 0, false},   \
+    {"attn.qkv.bias", "attn.qkv.bias", "t", AGGLO_ROW_BIAS, ALWAYS, 0, false},          \
+    {"attn.proj.weight", "attn.proj.weight", "dd", AGGLO_ROW_LINEAR, ALWAYS, 0, false}, \
+    {"attn.proj.bias", "attn.proj.bias", "d", AGGLO_ROW_BIAS, ALWAYS, 0, false},        \
+    {"attn.rel_pos_h", "attn.rel_pos_h", "sk", AGGLO_ROW_LINEAR, ALWAYS, 0, false},     \
+    {"attn.rel_pos_w", "attn.rel_pos_w", "sk", AGGLO_ROW_LINEAR, ALWAYS, 0, false},     \
+    {norm "2.weight", "norm2.weight", "d", AGGLO_ROW_NORM, ALWAYS, 0, false},           \
+    {norm "2.bias", "norm2.bias", "d", AGGLO_ROW_BIAS, ALWAYS, 0, false},               \
+    {"mlp.lin1.weight", "mlp.fc1.weight", "md", AGGLO_ROW_LINEAR, ALWAYS, 0, false},    \
+    {"mlp.lin1.bias", "mlp.fc1.bias", "m", AGGLO_ROW_BIAS, ALWAYS, 0, false},           \
+    {"mlp.lin2.weight", "mlp.fc2.weight", "dm", AGGLO_ROW_LINEAR, ALWAYS, 0, false},    \
+    {"mlp.lin2.bias", "mlp.fc2.bias", "d", AGGLO_ROW_BIAS, ALWAYS, 0, false}
+/* clang-format on */
+
+static const agglo_layout_row block_hf[] = {BLOCK("layer_norm")}, block_original[] = {BLOCK("norm")};
 
 static const agglo_layout_row top_original[] = {
     {"pos_embed", "pos", "1ggd", AGGLO_ROW_TOKEN, ALWAYS, 0, false},
@@ -49,23 +53,6 @@ static const agglo_layout_row top_original[] = {
     {"neck.2.weight", "neck.conv2.weight", "oo33", AGGLO_ROW_LINEAR, NECK, 0, false},
     {"neck.3.weight", "neck.norm2.weight", "o", AGGLO_ROW_NORM, NECK, 0, false},
     {"neck.3.bias", "neck.norm2.bias", "o", AGGLO_ROW_BIAS, NECK, 0, false},
-};
-
-static const agglo_layout_row block_original[] = {
-    {"norm1.weight", "norm1.weight", "d", AGGLO_ROW_NORM, ALWAYS, 0, false},
-    {"norm1.bias", "norm1.bias", "d", AGGLO_ROW_BIAS, ALWAYS, 0, false},
-    {"attn.qkv.weight", "attn.qkv.weight", "td", AGGLO_ROW_LINEAR, ALWAYS, 0, false},
-    {"attn.qkv.bias", "attn.qkv.bias", "t", AGGLO_ROW_BIAS, ALWAYS, 0, false},
-    {"attn.proj.weight", "attn.proj.weight", "dd", AGGLO_ROW_LINEAR, ALWAYS, 0, false},
-    {"attn.proj.bias", "attn.proj.bias", "d", AGGLO_ROW_BIAS, ALWAYS, 0, false},
-    {"attn.rel_pos_h", "attn.rel_pos_h", "sk", AGGLO_ROW_LINEAR, ALWAYS, 0, false},
-    {"attn.rel_pos_w", "attn.rel_pos_w", "sk", AGGLO_ROW_LINEAR, ALWAYS, 0, false},
-    {"norm2.weight", "norm2.weight", "d", AGGLO_ROW_NORM, ALWAYS, 0, false},
-    {"norm2.bias", "norm2.bias", "d", AGGLO_ROW_BIAS, ALWAYS, 0, false},
-    {"mlp.lin1.weight", "mlp.fc1.weight", "md", AGGLO_ROW_LINEAR, ALWAYS, 0, false},
-    {"mlp.lin1.bias", "mlp.fc1.bias", "m", AGGLO_ROW_BIAS, ALWAYS, 0, false},
-    {"mlp.lin2.weight", "mlp.fc2.weight", "dm", AGGLO_ROW_LINEAR, ALWAYS, 0, false},
-    {"mlp.lin2.bias", "mlp.fc2.bias", "d", AGGLO_ROW_BIAS, ALWAYS, 0, false},
 };
 
 /* A bare image encoder has no prefix. */
@@ -89,6 +76,8 @@ const agglo_layout agglo_layout_sam_hf = {
     .in_block = block_hf,
     .n_in_block = AGGLO_COUNT(block_hf),
     .ignored = ignored,
+    .positions = "pos_embed",
+    .neck = "neck.conv1.weight",
     .mlp_plain = "mlp.lin1.weight",
     .read_shapes = agglo_sam_read_shapes,
     .defaults_act = "gelu",
@@ -107,40 +96,25 @@ const agglo_layout agglo_layout_sam_original = {
     .in_block = block_original,
     .n_in_block = AGGLO_COUNT(block_original),
     .ignored = ignored,
+    .positions = "pos_embed",
+    .neck = "neck.0.weight",
     .mlp_plain = "mlp.lin1.weight",
     .read_shapes = agglo_sam_read_shapes,
     .defaults_act = "gelu",
 };
 
-/* A tensor of the tower (block NULL) or of a block; `name` gets what it is called. */
-static const agglo_st_tensor *find(const agglo_weights *weights, const agglo_layout_found *f, const char *block,
-                                   const char *source, char name[256])
-{
-    snprintf(name, 256, "%s%s%s", f->prefix, block != NULL ? block : "", source);
-    return agglo_weights_find(weights, name);
-}
-
-static agglo_status refuse(const agglo_st_tensor *t, const char *name, const char *expected, agglo_err *err)
-{
-    char shape[160];
-
-    return t == NULL ? agglo_fail(err, AGGLO_E_DATA, "tensor %.140s is missing, expected shape %s", name, expected)
-                     : agglo_fail(err, AGGLO_E_DATA, "tensor %.140s has shape %s, expected %s", name,
-                                  agglo_load_shape_text(t->rank, t->shape, shape, sizeof shape), expected);
-}
-
 agglo_status agglo_sam_read_shapes(const agglo_weights *weights, const agglo_layout_found *f, agglo_teacher_config *c,
                                    agglo_err *err)
 {
     const agglo_layout *layout = f->layout;
-    char name[256], block[64];
-    const agglo_st_tensor *t = find(weights, f, NULL, layout->top[0].source, name);
+    static const char table[] = "attn.rel_pos_h";
+    const agglo_st_tensor *t = agglo_layout_get(f, weights, -1, layout->positions);
     int64_t grid;
 
     if (t == NULL || t->rank < 3 || t->rank > 4 || (t->rank == 4 && t->shape[0] != 1) ||
         t->shape[t->rank - 1] != c->dim || t->shape[t->rank - 2] != t->shape[t->rank - 3] ||
         t->shape[t->rank - 2] < 1 || t->shape[t->rank - 2] > 8192 / c->patch) {
-        return refuse(t, name, "[1, grid, grid, dim]", err);
+        return agglo_load_refuse_in(f, -1, layout->positions, t, "[1, grid, grid, dim]", err);
     }
     grid = t->shape[t->rank - 2];
     c->image = (int)grid * c->patch;
@@ -149,15 +123,15 @@ agglo_status agglo_sam_read_shapes(const agglo_weights *weights, const agglo_lay
     for (int i = 0; i < c->depth && i < AGGLO_TEACHER_MOST_DEPTH; i++) {
         int64_t rows, width;
 
-        t = find(weights, f, agglo_layout_block(f, i, block, sizeof block), "attn.rel_pos_h", name);
+        t = agglo_layout_get(f, weights, i, table);
         if (t == NULL || t->rank != 2 || t->shape[0] < 1 || t->shape[0] > 16383 || t->shape[0] % 2 == 0 ||
             t->shape[1] < 1 || t->shape[1] > c->dim || c->dim % t->shape[1] != 0) {
-            return refuse(t, name, "[2 side - 1, dim / heads]", err);
+            return agglo_load_refuse_in(f, i, table, t, "[2 side - 1, dim / heads]", err);
         }
         rows = t->shape[0];
         width = t->shape[1];
         if (c->heads != 0 && c->dim / width != c->heads) {
-            return agglo_fail(err, AGGLO_E_DATA, "tensor %.140s is of heads of %lld, block 0 has %d", name,
+            return agglo_fail(err, AGGLO_E_DATA, "tensor %.140s is of heads of %lld, block 0 has %d", t->name,
                               (long long)width, c->dim / c->heads);
         }
         c->heads = (int)(c->dim / width);
@@ -167,14 +141,14 @@ agglo_status agglo_sam_read_shapes(const agglo_weights *weights, const agglo_lay
             return agglo_fail(
                 err, AGGLO_E_DATA,
                 "tensor %.100s has %lld rows: neither those of a global block, %lld, nor those of a window of %d, %d",
-                name, (long long)rows, (long long)(2 * grid - 1), c->window, 2 * c->window - 1);
+                t->name, (long long)rows, (long long)(2 * grid - 1), c->window, 2 * c->window - 1);
         } else {
             c->window = (int)((rows + 1) / 2);
         }
     }
-    t = find(weights, f, NULL, layout->top[3].source, name);
+    t = agglo_layout_get(f, weights, -1, layout->neck);
     if (t != NULL && (t->rank < 2 || t->shape[0] < 1 || t->shape[0] > 4096)) {
-        return refuse(t, name, "[channels, dim, 1, 1]", err);
+        return agglo_load_refuse_in(f, -1, layout->neck, t, "[channels, dim, 1, 1]", err);
     }
     c->neck = t != NULL ? (int)t->shape[0] : 0;
     return AGGLO_OK;

@@ -10,12 +10,11 @@
 #include "teachers/sam_encoder.h"
 
 #include "teachers/pos_interp.h"
-#include "tensor/nn/vit_block.h"
+#include "teachers/tower_impl.h"
 #include "tensor/ops_attention_bias.h"
 #include "tensor/ops_conv.h"
 #include "tensor/ops_gather.h"
 #include "tensor/ops_resample.h"
-#include "tensor/slab.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -23,6 +22,8 @@
 
 /* On the CPU more images at once gain nothing from here on. */
 #define CPU_TOKENS 4096
+/* Of the neck's two norms, whatever that of the blocks: segment_anything's LayerNorm2d and transformers' SamVisionNeck take no other. */
+#define NECK_EPS 1e-6f
 
 typedef struct sam_block {
     agglo_vit_block vit;
@@ -31,18 +32,13 @@ typedef struct sam_block {
 } sam_block;
 
 struct agglo_sam_encoder {
-    agglo_backend *backend;
+    agglo_tower tower;
     agglo_sam_encoder_config config;
-    agglo_vit_block_config block_config;
-    agglo_params *params;
     agglo_param *pos, *patch_w, *patch_b;
     agglo_param *conv1, *norm1_w, *norm1_b, *conv2, *norm2_w, *norm2_b; /* of the neck; NULL: none */
     sam_block *blocks;
     agglo_tensor positions; /* [h * w, dim] of the planned shape */
     void *tables;           /* resampled positions and tables of the planned shape; NULL: the checkpoint's own serve */
-    agglo_slab slab;
-    int planned_batch, planned_height, planned_width; /* 0: nothing planned */
-    int n_plans;
 };
 
 /* The tensors of one run, taken from the slab in this order. */
@@ -51,14 +47,6 @@ typedef struct run {
     agglo_tensor f32; /* an output on its way to the host; only where they are not F32 already */
     int64_t batch, h, w;
 } run;
-
-static agglo_param *add(agglo_sam_encoder *e, const char *name, bool matrix, int64_t rows, int64_t cols, agglo_err *err)
-{
-    const int64_t shape[2] = {rows, cols};
-
-    return (matrix ? agglo_params_add_matrix : agglo_params_add)(e->params, name, cols > 0 ? 2 : 1, shape,
-                                                                 AGGLO_INIT_ZERO, 0.0f, false, err);
-}
 
 static agglo_status declare(agglo_sam_encoder *e, agglo_err *err)
 {
@@ -83,7 +71,8 @@ static agglo_status declare(agglo_sam_encoder *e, agglo_err *err)
 
     for (size_t i = 0; i < AGGLO_COUNT(table); i++) {
         if (table[i].rows > 0) {
-            *table[i].at = add(e, table[i].name, table[i].matrix, table[i].rows, table[i].cols, err);
+            *table[i].at =
+                agglo_tower_add(&e->tower, table[i].name, table[i].matrix, table[i].rows, table[i].cols, err);
             if (*table[i].at == NULL) {
                 return err->status;
             }
@@ -95,18 +84,18 @@ static agglo_status declare(agglo_sam_encoder *e, agglo_err *err)
         char prefix[32], name[64];
 
         snprintf(prefix, sizeof prefix, "blocks.%d.", i);
-        if (agglo_vit_block_declare(&b->vit, &e->block_config, prefix, e->params, err) != AGGLO_OK) {
+        if (agglo_vit_block_declare(&b->vit, &e->tower.block, prefix, e->tower.params, err) != AGGLO_OK) {
             return err->status;
         }
         snprintf(name, sizeof name, "%sattn.rel_pos_h", prefix);
-        b->rel_h = add(e, name, false, rows, d / m->heads, err);
+        b->rel_h = agglo_tower_add(&e->tower, name, false, rows, d / m->heads, err);
         snprintf(name, sizeof name, "%sattn.rel_pos_w", prefix);
-        b->rel_w = b->rel_h != NULL ? add(e, name, false, rows, d / m->heads, err) : NULL;
+        b->rel_w = b->rel_h != NULL ? agglo_tower_add(&e->tower, name, false, rows, d / m->heads, err) : NULL;
         if (b->rel_w == NULL) {
             return err->status;
         }
     }
-    return agglo_params_allocate(e->params, err);
+    return agglo_params_allocate(e->tower.params, err);
 }
 
 /* The 3 x 3 kernels from the checkpoint's order [o, c, 3, 3] to the operator's, [o, 3, 3, c]. */
@@ -114,16 +103,17 @@ static agglo_status pack_conv(agglo_sam_encoder *e, agglo_err *err)
 {
     agglo_tensor *t = &e->conv2->stored;
     size_t n_bytes = agglo_tensor_bytes(t);
-    uint8_t *checkpoint = (uint8_t *)agglo_alloc(2 * n_bytes, 1, err), *packed = checkpoint + n_bytes;
+    uint8_t *checkpoint = (uint8_t *)agglo_alloc(2 * n_bytes, 1, err), *packed;
     int64_t o = t->shape[0];
 
     if (checkpoint == NULL) {
         return err->status;
     }
-    agglo_download(e->backend, checkpoint, t->data, n_bytes);
+    packed = checkpoint + n_bytes;
+    agglo_download(e->tower.backend, checkpoint, t->data, n_bytes);
     agglo_conv_weight_pack(packed, checkpoint, agglo_dtype_size(t->dtype), o, o, 3, 3);
-    agglo_upload(e->backend, t->data, packed, n_bytes);
-    agglo_backend_check(e->backend, err);
+    agglo_upload(e->tower.backend, t->data, packed, n_bytes);
+    agglo_backend_check(e->tower.backend, err);
     agglo_free(checkpoint);
     return err->status;
 }
@@ -139,20 +129,11 @@ agglo_status agglo_sam_encoder_new(agglo_sam_encoder **out, agglo_backend *backe
     if (e == NULL) {
         return err->status;
     }
-    e->backend = backend;
     e->config = *config;
-    e->block_config = (agglo_vit_block_config){
-        .dim = m->dim,
-        .heads = m->heads,
-        .mlp_dim = m->mlp_dim,
-        .act = m->act,
-        .norm_eps = m->norm_eps,
-        .dtype = config->precision,
-    };
     e->blocks = (sam_block *)agglo_alloc((size_t)m->depth, sizeof *e->blocks, err);
-    if (e->blocks == NULL || agglo_params_new(&e->params, backend, false, err) != AGGLO_OK ||
-        agglo_params_set_storage(e->params, config->precision, err) != AGGLO_OK || declare(e, err) != AGGLO_OK ||
-        agglo_load_params(e->params, weights, tensors, n_tensors, err) != AGGLO_OK ||
+    if (agglo_tower_init(&e->tower, backend, m, false, config->precision, err) != AGGLO_OK || e->blocks == NULL ||
+        declare(e, err) != AGGLO_OK ||
+        agglo_load_params(e->tower.params, weights, tensors, n_tensors, err) != AGGLO_OK ||
         (e->conv2 != NULL && pack_conv(e, err) != AGGLO_OK)) {
         goto fail;
     }
@@ -168,9 +149,8 @@ void agglo_sam_encoder_free(agglo_sam_encoder *e)
     if (e == NULL) {
         return;
     }
-    agglo_slab_free(&e->slab);
-    agglo_backend_release(e->backend, e->tables);
-    agglo_params_free(e->params);
+    agglo_backend_release(e->tower.backend, e->tables);
+    agglo_tower_clear(&e->tower);
     agglo_free(e->blocks);
     agglo_free(e);
 }
@@ -225,15 +205,16 @@ static void resample_table(agglo_sam_encoder *e, const agglo_param *param, agglo
     agglo_tensor from = agglo_tensor_4d(param->value.data, AGGLO_F32, 1, param->value.shape[0], 1, table->shape[1]);
     agglo_tensor to = agglo_tensor_4d(table->data, AGGLO_F32, 1, table->shape[0], 1, table->shape[1]);
 
-    agglo_resample(e->backend, &rule, &from, &to);
+    agglo_resample(e->tower.backend, &rule, &from, &to);
 }
 
-/* Positions, absolute and relative, for a grid of h x w. */
-static agglo_status make_tables(agglo_sam_encoder *e, int h, int w, agglo_err *err)
+/* Positions, absolute and relative. */
+static agglo_status make_tables(void *self, int height, int width, agglo_err *err)
 {
+    agglo_sam_encoder *e = (agglo_sam_encoder *)self;
     const agglo_teacher_config *m = &e->config.model;
-    agglo_backend *be = e->backend;
-    int grid = m->image / m->patch;
+    agglo_backend *be = e->tower.backend;
+    int grid = m->image / m->patch, h = height / m->patch, w = width / m->patch;
     int64_t head = m->dim / m->heads;
     size_t n_pos = (size_t)h * (size_t)w * (size_t)m->dim, n_old = (size_t)grid * (size_t)grid * (size_t)m->dim;
     size_t rel_h = (size_t)((2 * h - 1) * head), rel_w = (size_t)((2 * w - 1) * head), used = n_pos;
@@ -279,35 +260,11 @@ done:
     return err->status;
 }
 
-/* Memory and positions for this shape; nothing to do when they are planned. */
-static agglo_status plan(agglo_sam_encoder *e, int batch, int height, int width, agglo_err *err)
+static void measure(const void *self, agglo_slab *slab, int batch, int height, int width)
 {
-    const agglo_teacher_config *m = &e->config.model;
-    bool same_size = height == e->planned_height && width == e->planned_width;
-    agglo_slab measured = agglo_slab_measure(e->backend);
     run r;
 
-    if (same_size && batch <= e->planned_batch) {
-        return AGGLO_OK;
-    }
-    agglo_slab_free(&e->slab);
-    e->slab = (agglo_slab){0};
-    e->planned_batch = 0;
-    if (!same_size && make_tables(e, height / m->patch, width / m->patch, err) != AGGLO_OK) {
-        goto fail;
-    }
-    take(e, &measured, batch, height, width, &r);
-    if (agglo_slab_allocate(&e->slab, &measured, err) != AGGLO_OK) {
-        goto fail;
-    }
-    e->planned_batch = batch;
-    e->planned_height = height;
-    e->planned_width = width;
-    e->n_plans++;
-    return AGGLO_OK;
-fail:
-    e->planned_height = e->planned_width = 0;
-    return agglo_doing(err, "cannot plan the teacher for %d images of %d x %d", batch, width, height);
+    take((const agglo_sam_encoder *)self, slab, batch, height, width, &r);
 }
 
 static void linear(agglo_backend *be, const agglo_tensor *x, const agglo_param *w, const agglo_param *b, agglo_act act,
@@ -317,16 +274,16 @@ static void linear(agglo_backend *be, const agglo_tensor *x, const agglo_param *
 }
 
 static void norm(const agglo_sam_encoder *e, const agglo_tensor *x, const agglo_param *w, const agglo_param *b,
-                 agglo_tensor *y)
+                 float eps, agglo_tensor *y)
 {
-    agglo_layernorm(e->backend, x, &w->value, &b->value, e->config.model.norm_eps, y, NULL, NULL);
+    agglo_layernorm(e->tower.backend, x, &w->value, &b->value, eps, y, NULL, NULL);
 }
 
 static void attend(const agglo_sam_encoder *e, int index, run *r)
 {
     const agglo_teacher_config *m = &e->config.model;
     const sam_block *b = &e->blocks[index];
-    agglo_backend *be = e->backend;
+    agglo_backend *be = e->tower.backend;
     agglo_dtype type = r->x.dtype;
     bool global = agglo_teacher_is_global(m, index);
     int64_t d = m->dim, heads = m->heads, n = r->batch * r->h * r->w, s = m->window;
@@ -343,7 +300,7 @@ static void attend(const agglo_sam_encoder *e, int index, run *r)
     agglo_bias bias = {
         .rel_h = &b->table_h, .rel_w = &b->table_w, .grid_h = global ? r->h : s, .grid_w = global ? r->w : s};
 
-    norm(e, &x, b->vit.norm1_w, b->vit.norm1_b, global ? &in_rows : &map_rows);
+    norm(e, &x, b->vit.norm1_w, b->vit.norm1_b, m->norm_eps, global ? &in_rows : &map_rows);
     if (!global) {
         agglo_window_partition(be, &map, s, s, false, &in);
     }
@@ -366,10 +323,10 @@ static void mlp(const agglo_sam_encoder *e, int index, run *r)
     agglo_tensor narrow = agglo_tensor_2d(r->narrow.data, r->x.dtype, n, m->dim);
     agglo_tensor hidden = agglo_tensor_2d(r->wide.data, r->x.dtype, n, m->mlp_dim);
 
-    norm(e, &x, b->norm2_w, b->norm2_b, &narrow);
-    linear(e->backend, &narrow, b->fc1_w, b->fc1_b, m->act, &hidden);
-    linear(e->backend, &hidden, b->fc2_w, b->fc2_b, AGGLO_ACT_NONE, &narrow);
-    agglo_residual(e->backend, &x, &narrow, NULL, &x);
+    norm(e, &x, b->norm2_w, b->norm2_b, m->norm_eps, &narrow);
+    linear(e->tower.backend, &narrow, b->fc1_w, b->fc1_b, m->act, &hidden);
+    linear(e->tower.backend, &hidden, b->fc2_w, b->fc2_b, AGGLO_ACT_NONE, &narrow);
+    agglo_residual(e->tower.backend, &x, &narrow, NULL, &x);
 }
 
 /* Behind the blocks: convolutions of 1 x 1 and 3 x 3, a norm over the channels of every pixel behind each. */
@@ -382,35 +339,22 @@ static void run_neck(const agglo_sam_encoder *e, run *r)
     agglo_tensor second = agglo_tensor_2d(r->neck2.data, r->x.dtype, n, o);
     agglo_tensor kernels = agglo_tensor_4d(e->conv2->stored.data, e->conv2->stored.dtype, o, 3, 3, o);
 
-    linear(e->backend, &x, e->conv1, NULL, AGGLO_ACT_NONE, &first);
-    norm(e, &first, e->norm1_w, e->norm1_b, &first);
-    agglo_conv2d(e->backend, &same, &r->neck1, &kernels, NULL, AGGLO_ACT_NONE, NULL, &r->neck2);
-    norm(e, &second, e->norm2_w, e->norm2_b, &second);
+    linear(e->tower.backend, &x, e->conv1, NULL, AGGLO_ACT_NONE, &first);
+    norm(e, &first, e->norm1_w, e->norm1_b, NECK_EPS, &first);
+    agglo_conv2d(e->tower.backend, &same, &r->neck1, &kernels, NULL, AGGLO_ACT_NONE, NULL, &r->neck2);
+    norm(e, &second, e->norm2_w, e->norm2_b, NECK_EPS, &second);
 }
 
-/* To the host, as floats. */
-static void give(agglo_backend *be, const run *r, const agglo_tensor *from, float *to)
+static void forward(void *self, const uint8_t *pixels, const agglo_extent *extents, int batch, int height, int width,
+                    float *summary, float *spatial)
 {
-    agglo_tensor f32 = *from;
-
-    if (from->dtype != AGGLO_F32) {
-        f32.data = r->f32.data;
-        f32.dtype = AGGLO_F32;
-        agglo_cast(be, from, &f32);
-    }
-    agglo_download(be, to, f32.data, agglo_tensor_bytes(&f32));
-}
-
-static void forward(agglo_sam_encoder *e, const uint8_t *pixels, const agglo_extent *extents, int batch, int height,
-                    int width, float *summary, float *spatial)
-{
+    agglo_sam_encoder *e = (agglo_sam_encoder *)self;
     const agglo_teacher_config *m = &e->config.model;
-    agglo_backend *be = e->backend;
+    agglo_backend *be = e->tower.backend;
     agglo_tensor embedded, tokens;
     run r = {0};
 
-    agglo_slab_rewind(&e->slab, 0);
-    take(e, &e->slab, batch, height, width, &r);
+    take(e, &e->tower.slab, batch, height, width, &r);
     tokens = agglo_tensor_3d(r.x.data, r.x.dtype, batch, r.h * r.w, m->dim);
     agglo_upload(be, r.pixels.data, pixels, agglo_tensor_bytes(&r.pixels));
     if (extents != NULL) {
@@ -426,7 +370,7 @@ static void forward(agglo_sam_encoder *e, const uint8_t *pixels, const agglo_ext
     }
     if (summary != NULL) {
         agglo_tokens_mean(be, &tokens, &r.mean);
-        give(be, &r, &r.mean, summary);
+        agglo_tower_give(&e->tower, &r.mean, &r.f32, summary);
     }
     if (spatial != NULL) {
         const agglo_tensor *out = &r.x;
@@ -435,44 +379,26 @@ static void forward(agglo_sam_encoder *e, const uint8_t *pixels, const agglo_ext
             run_neck(e, &r);
             out = &r.neck2;
         }
-        give(be, &r, out, spatial);
+        agglo_tower_give(&e->tower, out, &r.f32, spatial);
     }
 }
 
 agglo_status agglo_sam_encoder_run(agglo_sam_encoder *e, const uint8_t *pixels, const agglo_extent *extents, int batch,
                                    int height, int width, float *summary, float *spatial, agglo_err *err)
 {
+    static const agglo_tower_parts parts = {make_tables, measure, forward};
     const agglo_teacher_config *m = &e->config.model;
     int h = height / m->patch, w = width / m->patch, most = e->config.max_batch;
-    size_t n_pixels = (size_t)height * (size_t)width * 3, n_summary = (size_t)m->dim;
     size_t n_spatial = (size_t)h * (size_t)w * (size_t)(e->config.neck ? m->neck : m->dim);
 
-    AGGLO_ASSERT(batch >= 1 && height >= m->patch && width >= m->patch);
-    AGGLO_ASSERT(height % m->patch == 0 && width % m->patch == 0);
-    if (agglo_backend_pool(e->backend) != NULL && (int64_t)most * h * w > CPU_TOKENS) {
+    if (agglo_backend_pool(e->tower.backend) != NULL && (int64_t)most * h * w > CPU_TOKENS) {
         most = h * w < CPU_TOKENS ? CPU_TOKENS / (h * w) : 1;
     }
-    for (int i = 0; extents != NULL && i < batch; i++) {
-        AGGLO_ASSERT(extents[i].width >= 1 && extents[i].width <= width);
-        AGGLO_ASSERT(extents[i].height >= 1 && extents[i].height <= height);
-    }
-    for (int first = 0; first < batch; first += most) {
-        int n = batch - first < most ? batch - first : most;
-        size_t at = (size_t)first;
-
-        if (plan(e, n, height, width, err) != AGGLO_OK) {
-            return err->status;
-        }
-        forward(e, pixels + at * n_pixels, extents != NULL ? extents + first : NULL, n, height, width,
-                summary != NULL ? summary + at * n_summary : NULL, spatial != NULL ? spatial + at * n_spatial : NULL);
-        if (agglo_backend_check(e->backend, err) != AGGLO_OK) {
-            return agglo_doing(err, "cannot run the teacher");
-        }
-    }
-    return AGGLO_OK;
+    return agglo_tower_run(&e->tower, &parts, e, m->patch, most, (size_t)m->dim, n_spatial, pixels, extents, batch,
+                           height, width, summary, spatial, err);
 }
 
 int agglo_sam_encoder_plans(const agglo_sam_encoder *e)
 {
-    return e->n_plans;
+    return e->tower.n_plans;
 }

@@ -8,6 +8,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 typedef struct teacher {
@@ -16,9 +17,16 @@ typedef struct teacher {
     agglo_sam_encoder *sam; /* SAM; NULL for the others */
 } teacher;
 
+enum { DEFAULT_BATCH = 32 };
+
 agglo_teacher_options agglo_teacher_options_default(void)
 {
-    return (agglo_teacher_options){.max_batch = 32};
+    return (agglo_teacher_options){.max_batch = DEFAULT_BATCH};
+}
+
+static int images_at_once(const agglo_teacher_options *options)
+{
+    return options->max_batch > 0 ? options->max_batch : DEFAULT_BATCH;
 }
 
 static agglo_status encode(void *self, const uint8_t *pixels, const agglo_extent *extents, int batch, int height,
@@ -115,7 +123,7 @@ static agglo_status configure(agglo_vit_encoder_config *c, const agglo_teacher_o
     } else {
         c->rule = *hub ? AGGLO_POS_OFFSET : AGGLO_POS_PLAIN;
     }
-    c->max_batch = options->max_batch > 0 ? options->max_batch : 32;
+    c->max_batch = images_at_once(options);
     c->precision = options->precision;
     c->preproj = options->preproj;
     c->spatial_raw = options->spatial_raw;
@@ -146,15 +154,29 @@ static int describe_model(agglo_encoder_info *info, const agglo_teacher_config *
     return size;
 }
 
+/* The shortest text that reads back as this float: "3e-05". */
+static const char *exact(float value, char *out, size_t n_bytes)
+{
+    for (int n_digits = 1; n_digits <= 9; n_digits++) {
+        snprintf(out, n_bytes, "%.*g", n_digits, (double)value);
+        if (strtof(out, NULL) == value) {
+            break;
+        }
+    }
+    return out;
+}
+
 /* Behind `used` characters of the options: an epsilon that is not the family's own, and BF16. */
 static void describe_rest(agglo_encoder_info *info, const agglo_teacher_config *m, agglo_dtype precision, int used)
 {
     agglo_teacher_config family = {0};
     agglo_err ignored = {0};
+    char digits[24];
 
     agglo_teacher_named(m->family, &family, &ignored);
     if (m->norm_eps != family.norm_eps) {
-        used += snprintf(info->options + used, sizeof info->options - (size_t)used, ",e%.2g", (double)m->norm_eps);
+        used += snprintf(info->options + used, sizeof info->options - (size_t)used, ",e%s",
+                         exact(m->norm_eps, digits, sizeof digits));
     }
     if (precision != AGGLO_F32) {
         used += snprintf(info->options + used, sizeof info->options - (size_t)used, ",%s", agglo_dtype_name(precision));
@@ -183,17 +205,34 @@ static void describe(agglo_encoder_info *info, const agglo_vit_encoder_config *c
     describe_rest(info, m, c->precision, used);
 }
 
-/* SAM: "neck=0,gelu,w14", and "resampled" where the input is not of the size that the published model is for. */
+/* The global blocks as hexadecimal digits, block 0 the lowest bit; 16 of a hash where there are more than 64. */
+static const char *global_digits(const agglo_teacher_config *m, char out[17])
+{
+    agglo_hash128 hash = agglo_xxh3_128(m->global_layers, sizeof m->global_layers);
+
+    if (m->depth > 64) {
+        return agglo_hex(hash.bytes, 8, out);
+    }
+    snprintf(out, 17, "%llx", (unsigned long long)m->global_layers[1] << 32 | m->global_layers[0]);
+    return out;
+}
+
+/* SAM: "neck=0,gelu,w14", and "resampled" where the input is not of the size that the published model is for. There, if windows are of the
+ * checkpoint's whole grid, ",g24a" tells which blocks are global: a config.json says it then, no table's shape. */
 static void describe_sam(agglo_encoder_info *info, const agglo_teacher_config *m, const agglo_teacher_options *options)
 {
     int size = describe_model(info, m, options), used;
     agglo_teacher_config without = *m;
+    char digits[17];
 
     without.neck = 0;
     info->gmac = agglo_teacher_gmac(options->neck ? m : &without, size, size);
     info->spatial_dim = options->neck ? m->neck : m->dim;
     used = snprintf(info->options, sizeof info->options, "neck=%d,%s,w%d%s", options->neck ? 1 : 0,
                     agglo_teacher_act_name(m->act), m->window, size != m->image ? ",resampled" : "");
+    if (size != m->image && m->window == m->image / m->patch) {
+        used += snprintf(info->options + used, sizeof info->options - (size_t)used, ",g%s", global_digits(m, digits));
+    }
     describe_rest(info, m, options->precision, used);
 }
 
@@ -202,7 +241,7 @@ static agglo_status open_sam(teacher *t, agglo_encoder_info *info, agglo_backend
                              const agglo_layout_tensor *tensors, size_t n_tensors, agglo_err *err)
 {
     const agglo_sam_encoder_config config = {.model = t->file.config,
-                                             .max_batch = options->max_batch > 0 ? options->max_batch : 32,
+                                             .max_batch = images_at_once(options),
                                              .neck = options->neck,
                                              .precision = options->precision};
 

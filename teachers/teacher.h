@@ -1,10 +1,11 @@
 /* Teachers: the encoders of published CLIP, DINOv2 and SAM checkpoints, recognised from what a file says of itself.
  *
  * Weights are safetensors (teachers/weights.h) in F32, F16, BF16 or F64, in a published layout: CLIP of transformers, OpenCLIP (and OpenAI) or timm,
- * DINOv2 of transformers or torch-hub; what a checkpoint wraps around the names ("module.", "teacher.backbone.") does not matter. Shapes
+ * DINOv2 of transformers or torch-hub, SAM of transformers or segment_anything; what a checkpoint wraps around the names ("module.", "teacher.backbone.") does not matter. Shapes
  * come from the tensors; heads, activation and epsilon from the first of these that says them: the file's __metadata__
  * (agglo_teacher_write_random), config.json or open_clip_config.json beside it, the architecture named by the caller, the registry. The pixels' mean and
- * std, and how a picture is fitted, from the same or preprocessor_config.json. Where two of them disagree about a shape the file is refused.
+ * std, and how a picture is fitted, from the same or preprocessor_config.json. Where two of them disagree about a shape, or heads
+ * about a registered architecture that is asked for, the file is refused.
  *
  *     summary  CLIP: the class token behind the final norm and the projection;  DINOv2: the class token behind the final norm
  *     spatial  the patch tokens behind the final norm, [height / patch, width / patch, dim]
@@ -47,7 +48,8 @@ agglo_teacher_options agglo_teacher_options_default(void);
 
 /* Load a teacher. `backend` is borrowed until agglo_encoder_clear(out). All weights are checked: AGGLO_E_DATA or AGGLO_E_MISMATCH names
  * the tensor, found and expected; AGGLO_E_CONFIG an option that does not fit; AGGLO_E_UNSUPPORTED a file that is no known teacher.
- * info.options holds what changes the features: "summary=proj,spatial_norm=1,pos=hub,gelu,h16", with ",bf16" behind in BF16. encode runs on one thread at a time;
+ * info.options holds what changes the features: "summary=proj,spatial_norm=1,pos=hub,gelu,h16" or "neck=0,gelu,w14", with ",e1e-05" behind where epsilon is not
+ * the family's and ",bf16" in BF16. encode runs on one thread at a time;
  * heights and widths are free multiples of the patch; memory is planned at the first batch of a shape, then nothing is allocated. */
 agglo_status agglo_teacher_open(agglo_encoder *out, agglo_backend *backend, const agglo_teacher_options *options,
                                 agglo_err *err);
@@ -59,15 +61,16 @@ agglo_status agglo_teacher_open_weights(agglo_encoder *out, agglo_backend *backe
 /* What a file is. */
 typedef struct agglo_teacher_file {
     agglo_teacher_config config;
-    const char *layout;                              /* whose names: "transformers", "open_clip", "timm", "hub" */
-    bool hub;                                        /* AGGLO_POS_INTERP_AUTO of DINOv2 means the hub's rule */
-    char prefix[64];                                 /* what stands before all names: "", "module." */
+    const char *layout; /* whose names: "transformers", "open_clip", "timm", "hub", "segment_anything" */
+    bool hub;           /* AGGLO_POS_INTERP_AUTO of DINOv2 means the hub's rule */
+    char prefix[64];    /* what stands before all names: "", "module." */
     const char *heads_from, *act_from, *pixels_from; /* who says so: "config.json", "assumed"; static texts */
     char **unknown; /* tensors beside the model's own, neither used nor known (a training head), in order of name */
     size_t n_unknown;
 } agglo_teacher_file;
 
-/* From headers alone: all tensors are there with their shapes and types, no values are read. arch, act: as in the options. AGGLO_E_UNSUPPORTED: it is no
+/* From headers: all tensors are there with their shapes and types. No values are read but those of timm's head.bias, zeros of which tell CLIP's projection
+ * from a classifier. arch, act: as in the options. AGGLO_E_UNSUPPORTED: it is no
  * teacher that is known. *out is cleared by the caller on success. */
 agglo_status agglo_teacher_recognise(const agglo_weights *weights, const char *arch, const char *act,
                                      agglo_teacher_file *out, agglo_err *err);

@@ -2,24 +2,20 @@
 #include "teachers/vit_encoder_impl.h"
 
 #include "teachers/load.h"
+#include "teachers/tower_impl.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 struct agglo_vit_encoder {
-    agglo_backend *backend;
+    agglo_tower tower;
     agglo_vit_encoder_config config;
-    agglo_vit_block_config block_config;
-    agglo_params *params;
     agglo_param *cls, *pos, *registers, *patch_w, *patch_b, *pre_w, *pre_b, *norm_w, *norm_b, *proj_w;
     agglo_vit_block *blocks;
     float *table;           /* host: rows 1.. of the position table [grid, grid, dim] */
     agglo_tensor prefix;    /* device [1 + registers, dim]: class token with its position, then the registers */
     agglo_tensor resampled; /* device [h * w, dim], of the planned shape */
-    agglo_slab slab;
-    int planned_batch, planned_height, planned_width; /* 0: nothing planned */
-    int n_plans;
 };
 
 /* The tensors of one run, taken from the slab in this order. */
@@ -29,45 +25,45 @@ typedef struct run {
     agglo_vit_block_kept kept;
 } run;
 
-static agglo_param *add(agglo_vit_encoder *e, const char *name, int64_t rows, int64_t cols, agglo_err *err)
-{
-    const int64_t shape[2] = {rows, cols};
-
-    return cols > 0 ? agglo_params_add(e->params, name, 2, shape, AGGLO_INIT_ZERO, 0.0f, false, err)
-                    : agglo_params_add(e->params, name, 1, shape, AGGLO_INIT_ZERO, 0.0f, false, err);
-}
-
-static agglo_param *add_matrix(agglo_vit_encoder *e, const char *name, int64_t rows, int64_t cols, agglo_err *err)
-{
-    return agglo_params_add_matrix(e->params, name, 2, (const int64_t[]){rows, cols}, AGGLO_INIT_ZERO, 0.0f, false,
-                                   err);
-}
-
 static agglo_status declare(agglo_vit_encoder *e, agglo_err *err)
 {
     const agglo_teacher_config *m = &e->config.model;
     int64_t d = m->dim, grid = m->image / m->patch;
+    const struct {
+        agglo_param **at;
+        const char *name;
+        int64_t rows, cols; /* rows 0: not in this model */
+        bool matrix;        /* of a product: in the storage type */
+    } table[] = {
+        {&e->cls, "cls", d, 0, false},
+        {&e->pos, "pos", 1 + grid * grid, d, false},
+        {&e->patch_w, "patch.weight", d, 3 * (int64_t)m->patch * m->patch, true},
+        {&e->norm_w, "norm.weight", d, 0, false},
+        {&e->norm_b, "norm.bias", d, 0, false},
+        {&e->patch_b, "patch.bias", e->config.patch_bias ? d : 0, 0, false},
+        {&e->registers, "registers", m->registers, d, false},
+        {&e->pre_w, "pre_norm.weight", e->config.pre_norm ? d : 0, 0, false},
+        {&e->pre_b, "pre_norm.bias", e->config.pre_norm ? d : 0, 0, false},
+        {&e->proj_w, "proj.weight", m->proj, d, true},
+    };
     char prefix[32];
 
-    e->cls = add(e, "cls", d, 0, err);
-    e->pos = e->cls != NULL ? add(e, "pos", 1 + grid * grid, d, err) : NULL;
-    e->patch_w = e->pos != NULL ? add_matrix(e, "patch.weight", d, 3 * (int64_t)m->patch * m->patch, err) : NULL;
-    e->norm_w = e->patch_w != NULL ? add(e, "norm.weight", d, 0, err) : NULL;
-    e->norm_b = e->norm_w != NULL ? add(e, "norm.bias", d, 0, err) : NULL;
-    if (e->norm_b == NULL || (e->config.patch_bias && (e->patch_b = add(e, "patch.bias", d, 0, err)) == NULL) ||
-        (m->registers > 0 && (e->registers = add(e, "registers", m->registers, d, err)) == NULL) ||
-        (e->config.pre_norm && ((e->pre_w = add(e, "pre_norm.weight", d, 0, err)) == NULL ||
-                                (e->pre_b = add(e, "pre_norm.bias", d, 0, err)) == NULL)) ||
-        (m->proj > 0 && (e->proj_w = add_matrix(e, "proj.weight", m->proj, d, err)) == NULL)) {
-        return err->status;
+    for (size_t i = 0; i < AGGLO_COUNT(table); i++) {
+        if (table[i].rows > 0) {
+            *table[i].at =
+                agglo_tower_add(&e->tower, table[i].name, table[i].matrix, table[i].rows, table[i].cols, err);
+            if (*table[i].at == NULL) {
+                return err->status;
+            }
+        }
     }
     for (int i = 0; i < m->depth; i++) {
         snprintf(prefix, sizeof prefix, "blocks.%d.", i);
-        if (agglo_vit_block_declare(&e->blocks[i], &e->block_config, prefix, e->params, err) != AGGLO_OK) {
+        if (agglo_vit_block_declare(&e->blocks[i], &e->tower.block, prefix, e->tower.params, err) != AGGLO_OK) {
             return err->status;
         }
     }
-    return agglo_params_allocate(e->params, err);
+    return agglo_params_allocate(e->tower.params, err);
 }
 
 /* Class token with its position, then the registers (which have none): one device tensor for every batch. */
@@ -82,23 +78,23 @@ static agglo_status make_prefix(agglo_vit_encoder *e, agglo_err *err)
     if (rows == NULL || e->table == NULL) {
         goto fail;
     }
-    device = agglo_backend_alloc(e->backend, n_prefix * d * sizeof *rows, err);
+    device = agglo_backend_alloc(e->tower.backend, n_prefix * d * sizeof *rows, err);
     if (device == NULL) {
         goto fail;
     }
     e->prefix = agglo_tensor_2d(device, AGGLO_F32, (int64_t)n_prefix, m->dim);
     position = rows + n_prefix * d;
-    agglo_download(e->backend, rows, e->cls->value.data, d * sizeof *rows);
+    agglo_download(e->tower.backend, rows, e->cls->value.data, d * sizeof *rows);
     if (e->registers != NULL) {
-        agglo_download(e->backend, rows + d, e->registers->value.data, (n_prefix - 1) * d * sizeof *rows);
+        agglo_download(e->tower.backend, rows + d, e->registers->value.data, (n_prefix - 1) * d * sizeof *rows);
     }
-    agglo_download(e->backend, position, e->pos->value.data, d * sizeof *rows);
-    agglo_download(e->backend, e->table, (const float *)e->pos->value.data + d, grid * grid * d * sizeof *rows);
+    agglo_download(e->tower.backend, position, e->pos->value.data, d * sizeof *rows);
+    agglo_download(e->tower.backend, e->table, (const float *)e->pos->value.data + d, grid * grid * d * sizeof *rows);
     for (size_t c = 0; c < d; c++) {
         rows[c] += position[c];
     }
-    agglo_upload(e->backend, device, rows, n_prefix * d * sizeof *rows);
-    if (agglo_backend_check(e->backend, err) != AGGLO_OK) {
+    agglo_upload(e->tower.backend, device, rows, n_prefix * d * sizeof *rows);
+    if (agglo_backend_check(e->tower.backend, err) != AGGLO_OK) {
         goto fail;
     }
     agglo_free(rows);
@@ -119,22 +115,12 @@ agglo_status agglo_vit_encoder_new(agglo_vit_encoder **out, agglo_backend *backe
     if (e == NULL) {
         return err->status;
     }
-    e->backend = backend;
     e->config = *config;
-    e->block_config = (agglo_vit_block_config){
-        .dim = m->dim,
-        .heads = m->heads,
-        .mlp_dim = m->mlp_dim,
-        .act = m->act,
-        .swiglu = m->swiglu,
-        .layer_scale = config->layer_scale,
-        .norm_eps = m->norm_eps,
-        .dtype = config->precision,
-    };
     e->blocks = (agglo_vit_block *)agglo_alloc((size_t)m->depth, sizeof *e->blocks, err);
-    if (e->blocks == NULL || agglo_params_new(&e->params, backend, false, err) != AGGLO_OK ||
-        agglo_params_set_storage(e->params, config->precision, err) != AGGLO_OK || declare(e, err) != AGGLO_OK ||
-        agglo_load_params(e->params, weights, tensors, n_tensors, err) != AGGLO_OK || make_prefix(e, err) != AGGLO_OK) {
+    if (agglo_tower_init(&e->tower, backend, m, config->layer_scale, config->precision, err) != AGGLO_OK ||
+        e->blocks == NULL || declare(e, err) != AGGLO_OK ||
+        agglo_load_params(e->tower.params, weights, tensors, n_tensors, err) != AGGLO_OK ||
+        make_prefix(e, err) != AGGLO_OK) {
         goto fail;
     }
     *out = e;
@@ -149,10 +135,9 @@ void agglo_vit_encoder_free(agglo_vit_encoder *e)
     if (e == NULL) {
         return;
     }
-    agglo_slab_free(&e->slab);
-    agglo_backend_release(e->backend, e->resampled.data);
-    agglo_backend_release(e->backend, e->prefix.data);
-    agglo_params_free(e->params);
+    agglo_backend_release(e->tower.backend, e->resampled.data);
+    agglo_backend_release(e->tower.backend, e->prefix.data);
+    agglo_tower_clear(&e->tower);
     agglo_free(e->table);
     agglo_free(e->blocks);
     agglo_free(e);
@@ -179,7 +164,7 @@ static void take(const agglo_vit_encoder *e, agglo_slab *slab, int64_t batch, in
     shape[2] = d;
     r->embedded = agglo_slab_take(slab, type, 3, shape);
     agglo_slab_rewind(slab, mark);
-    agglo_vit_block_plan(&r->kept, &e->block_config, batch, tokens, slab);
+    agglo_vit_block_plan(&r->kept, &e->tower.block, batch, tokens, slab);
     agglo_slab_rewind(slab, mark);
     r->spatial = agglo_slab_take(slab, type, 3, shape);
     if (type != AGGLO_F32) {
@@ -193,78 +178,50 @@ static void take(const agglo_vit_encoder *e, agglo_slab *slab, int64_t batch, in
     }
 }
 
-/* Memory and positions for this shape; nothing to do when they are planned. */
-static agglo_status plan(agglo_vit_encoder *e, int batch, int height, int width, agglo_err *err)
+static agglo_status place(void *self, int height, int width, agglo_err *err)
 {
+    agglo_vit_encoder *e = (agglo_vit_encoder *)self;
     const agglo_teacher_config *m = &e->config.model;
+    agglo_backend *be = e->tower.backend;
     int grid = m->image / m->patch, h = height / m->patch, w = width / m->patch;
-    size_t n_bytes = (size_t)h * (size_t)w * (size_t)m->dim * sizeof(float);
-    bool same_size = height == e->planned_height && width == e->planned_width;
-    agglo_slab measured = agglo_slab_measure(e->backend);
-    float *positions = NULL;
+    size_t n = (size_t)h * (size_t)w * (size_t)m->dim;
+    float *positions = (float *)agglo_alloc(n, sizeof *positions, err);
+
+    agglo_backend_release(be, e->resampled.data);
+    e->resampled.data = NULL;
+    if (positions == NULL ||
+        agglo_pos_resample(e->config.rule, e->table, grid, grid, m->dim, h, w, positions, err) != AGGLO_OK) {
+        goto done;
+    }
+    e->resampled =
+        agglo_tensor_2d(agglo_backend_alloc(be, n * sizeof *positions, err), AGGLO_F32, (int64_t)h * w, m->dim);
+    if (e->resampled.data != NULL) {
+        agglo_upload(be, e->resampled.data, positions, n * sizeof *positions);
+    }
+done:
+    agglo_free(positions);
+    return err->status;
+}
+
+static void measure(const void *self, agglo_slab *slab, int batch, int height, int width)
+{
     run r;
 
-    if (same_size && batch <= e->planned_batch) {
-        return AGGLO_OK;
-    }
-    agglo_slab_free(&e->slab);
-    e->slab = (agglo_slab){0};
-    e->planned_batch = 0;
-    if (!same_size) {
-        agglo_backend_release(e->backend, e->resampled.data);
-        e->resampled.data = NULL;
-        positions = (float *)agglo_alloc((size_t)h * (size_t)w * (size_t)m->dim, sizeof *positions, err);
-        if (positions == NULL ||
-            agglo_pos_resample(e->config.rule, e->table, grid, grid, m->dim, h, w, positions, err) != AGGLO_OK) {
-            goto fail;
-        }
-        e->resampled =
-            agglo_tensor_2d(agglo_backend_alloc(e->backend, n_bytes, err), AGGLO_F32, (int64_t)h * w, m->dim);
-        if (e->resampled.data == NULL) {
-            goto fail;
-        }
-        agglo_upload(e->backend, e->resampled.data, positions, n_bytes);
-        agglo_free(positions);
-        positions = NULL;
-    }
-    take(e, &measured, batch, height, width, &r);
-    if (agglo_slab_allocate(&e->slab, &measured, err) != AGGLO_OK) {
-        goto fail;
-    }
-    e->planned_batch = batch;
-    e->planned_height = height;
-    e->planned_width = width;
-    e->n_plans++;
-    return AGGLO_OK;
-fail:
-    agglo_free(positions);
-    e->planned_height = e->planned_width = 0;
-    return agglo_doing(err, "cannot plan the teacher for %d images of %d x %d", batch, width, height);
+    take((const agglo_vit_encoder *)self, slab, batch, height, width, &r);
 }
 
-/* To the host, as floats. */
-static void give(agglo_backend *be, run *r, const agglo_tensor *from, float *to)
+/* Inputs are never padded: extents are not looked at. */
+static void forward(void *self, const uint8_t *pixels, const agglo_extent *extents, int batch, int height, int width,
+                    float *summary, float *spatial)
 {
-    agglo_tensor f32 = *from;
-
-    if (from->dtype != AGGLO_F32) {
-        f32.data = r->f32.data;
-        f32.dtype = AGGLO_F32;
-        agglo_cast(be, from, &f32);
-    }
-    agglo_download(be, to, f32.data, agglo_tensor_bytes(&f32));
-}
-
-static void forward(agglo_vit_encoder *e, const uint8_t *pixels, int batch, int height, int width, float *summary,
-                    float *spatial)
-{
+    agglo_vit_encoder *e = (agglo_vit_encoder *)self;
     const agglo_vit_encoder_config *c = &e->config;
-    agglo_backend *be = e->backend;
+    agglo_backend *be = e->tower.backend;
     agglo_tensor rows, embedded, cls, *head;
     run r = {0};
 
-    agglo_slab_rewind(&e->slab, 0);
-    take(e, &e->slab, batch, height, width, &r);
+    (void)extents;
+    take(e, &e->tower.slab, batch, height, width, &r);
     agglo_upload(be, r.pixels.data, pixels, agglo_tensor_bytes(&r.pixels));
     agglo_patchify(be, &r.pixels, NULL, c->model.mean, c->model.std, c->model.patch, &r.patches);
     rows = agglo_tensor_rows(&r.patches);
@@ -277,7 +234,7 @@ static void forward(agglo_vit_encoder *e, const uint8_t *pixels, int batch, int 
         agglo_layernorm(be, &rows, &e->pre_w->value, &e->pre_b->value, c->model.norm_eps, &rows, NULL, NULL);
     }
     for (int i = 0; i < c->model.depth; i++) {
-        agglo_vit_block_forward(be, &e->block_config, &e->blocks[i], &r.x, &r.kept, &r.x);
+        agglo_vit_block_forward(be, &e->tower.block, &e->blocks[i], &r.x, &r.kept, &r.x);
     }
     if (spatial != NULL && c->spatial_raw) {
         agglo_tokens_slice(be, &r.x, e->prefix.shape[0], &r.spatial);
@@ -287,7 +244,7 @@ static void forward(agglo_vit_encoder *e, const uint8_t *pixels, int batch, int 
         if (!c->spatial_raw) {
             agglo_tokens_slice(be, &r.x, e->prefix.shape[0], &r.spatial);
         }
-        give(be, &r, &r.spatial, spatial);
+        agglo_tower_give(&e->tower, &r.spatial, &r.f32, spatial);
     }
     if (summary != NULL) {
         agglo_tokens_slice(be, &r.x, 0, &r.cls);
@@ -297,38 +254,23 @@ static void forward(agglo_vit_encoder *e, const uint8_t *pixels, int batch, int 
             agglo_linear(be, &cls, &e->proj_w->stored, NULL, AGGLO_ACT_NONE, NULL, &r.projected);
             head = &r.projected;
         }
-        give(be, &r, head, summary);
+        agglo_tower_give(&e->tower, head, &r.f32, summary);
     }
 }
 
 agglo_status agglo_vit_encoder_run(agglo_vit_encoder *e, const uint8_t *pixels, int batch, int height, int width,
                                    float *summary, float *spatial, agglo_err *err)
 {
+    static const agglo_tower_parts parts = {place, measure, forward};
     const agglo_teacher_config *m = &e->config.model;
-    size_t n_pixels = (size_t)height * (size_t)width * 3, n_summary, n_spatial;
-    int most = e->config.max_batch;
+    size_t n_summary = (size_t)(m->proj > 0 && !e->config.preproj ? m->proj : m->dim);
+    size_t n_spatial = (size_t)(height / m->patch) * (size_t)(width / m->patch) * (size_t)m->dim;
 
-    AGGLO_ASSERT(batch >= 1 && height >= m->patch && width >= m->patch);
-    AGGLO_ASSERT(height % m->patch == 0 && width % m->patch == 0);
-    n_summary = (size_t)(m->proj > 0 && !e->config.preproj ? m->proj : m->dim);
-    n_spatial = (size_t)(height / m->patch) * (size_t)(width / m->patch) * (size_t)m->dim;
-    for (int first = 0; first < batch; first += most) {
-        int n = batch - first < most ? batch - first : most;
-        size_t at = (size_t)first;
-
-        if (plan(e, n, height, width, err) != AGGLO_OK) {
-            return err->status;
-        }
-        forward(e, pixels + at * n_pixels, n, height, width, summary != NULL ? summary + at * n_summary : NULL,
-                spatial != NULL ? spatial + at * n_spatial : NULL);
-        if (agglo_backend_check(e->backend, err) != AGGLO_OK) {
-            return agglo_doing(err, "cannot run the teacher");
-        }
-    }
-    return AGGLO_OK;
+    return agglo_tower_run(&e->tower, &parts, e, m->patch, e->config.max_batch, n_summary, n_spatial, pixels, NULL,
+                           batch, height, width, summary, spatial, err);
 }
 
 int agglo_vit_encoder_plans(const agglo_vit_encoder *e)
 {
-    return e->n_plans;
+    return e->tower.n_plans;
 }

@@ -30,20 +30,13 @@ static int by_text(const void *a, const void *b)
     return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
-static bool ends_in(const char *text, const char *end)
-{
-    size_t n = strlen(text), m = strlen(end);
-
-    return n > m && strcmp(text + n - m, end) == 0;
-}
-
 /* ---- the index ---- */
 
 /* A file beside the index and nothing else: no folder, no way up, no hidden file. */
 static bool is_plain_name(const char *name)
 {
     return name[0] != '\0' && name[0] != '.' && strlen(name) < 256 && strchr(name, '/') == NULL &&
-           strchr(name, '\\') == NULL && ends_in(name, ".safetensors");
+           strchr(name, '\\') == NULL && agglo_weights_ends_in(name, ".safetensors");
 }
 
 /* The files that a weight_map names, each once, in order of name; texts are borrowed from the map. */
@@ -164,7 +157,7 @@ static agglo_status set_path(agglo_weights *w, const char *path, agglo_err *err)
     w->path = agglo_strdup(path, err);
     w->stem = w->path != NULL ? agglo_strdup(path, err) : NULL;
     for (size_t i = 0; w->stem != NULL && i < AGGLO_COUNT(ends); i++) {
-        if (ends_in(w->stem, ends[i])) {
+        if (agglo_weights_ends_in(w->stem, ends[i])) {
             w->stem[strlen(w->stem) - strlen(ends[i])] = '\0';
             break;
         }

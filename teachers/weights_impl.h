@@ -5,6 +5,14 @@
 #include "teachers/weights.h"
 
 #include <jansson.h>
+#include <string.h>
+
+static inline bool agglo_weights_ends_in(const char *text, const char *end)
+{
+    size_t n = strlen(text), m = strlen(end);
+
+    return n >= m && strcmp(text + n - m, end) == 0;
+}
 
 /* Open the file that an index names `name` (NULL: the one file there is), into *out. */
 typedef agglo_status (*agglo_weights_opener)(void *context, const char *name, agglo_safetensors **out, agglo_err *err);

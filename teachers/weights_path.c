@@ -16,13 +16,6 @@
 /* Of an index: some hundred bytes a tensor, some thousand tensors. */
 enum { MAX_INDEX = 16 << 20 };
 
-static bool ends_in(const char *text, const char *end)
-{
-    size_t n = strlen(text), m = strlen(end);
-
-    return n >= m && strcmp(text + n - m, end) == 0;
-}
-
 /* ---- files that are not safetensors, but that people have ---- */
 
 static agglo_status refuse(const char *path, const char *what, agglo_err *err)
@@ -169,16 +162,19 @@ static agglo_status choose(const char *dir, char **names, size_t n, const char *
                                         "open_clip_model" INDEX_END};
     enum { MOST = 8 };
     size_t candidates[MOST], n_candidates = 0;
-    const char *pickle = NULL;
+    const char *pickle = NULL, *shard = NULL;
     char list[200];
 
     *out = NULL;
     for (size_t i = 0; i < n; i++) {
-        if ((ends_in(names[i], FILE_END) && shard_stem(names[i]) == 0) || ends_in(names[i], INDEX_END)) {
+        if (shard_stem(names[i]) > 0) {
+            shard = shard == NULL ? names[i] : shard;
+        } else if (agglo_weights_ends_in(names[i], FILE_END) || agglo_weights_ends_in(names[i], INDEX_END)) {
             if (n_candidates < MOST) {
                 candidates[n_candidates++] = i;
             }
-        } else if (ends_in(names[i], ".bin") || ends_in(names[i], ".pth") || ends_in(names[i], ".pt")) {
+        } else if (agglo_weights_ends_in(names[i], ".bin") || agglo_weights_ends_in(names[i], ".pth") ||
+                   agglo_weights_ends_in(names[i], ".pt")) {
             pickle = names[i];
         }
     }
@@ -201,6 +197,10 @@ static agglo_status choose(const char *dir, char **names, size_t n, const char *
     if (n_candidates > 1) {
         agglo_fail(err, AGGLO_E_CONFIG, "there are %s: name the file that is meant",
                    join_names(list, sizeof list, names, candidates, n_candidates));
+    } else if (shard != NULL) { /* there is no index at all */
+        agglo_fail(err, AGGLO_E_NOT_FOUND,
+                   "there are parts of a sharded checkpoint, such as %.80s, but no %.*s" INDEX_END, shard,
+                   (int)shard_stem(shard), shard);
     } else if (pickle != NULL) {
         agglo_fail(err, AGGLO_E_UNSUPPORTED,
                    "no safetensors file but %.80s, a pickle: convert it once with script/convert-weights", pickle);
@@ -225,7 +225,7 @@ static agglo_status open_dir(agglo_weights **out, const char *dir, agglo_err *er
         (path = agglo_path_join(dir, name, err)) == NULL) {
         goto done;
     }
-    if (ends_in(path, INDEX_END)) {
+    if (agglo_weights_ends_in(path, INDEX_END)) {
         open_index(out, path, err);
     } else {
         open_file(out, path, err);
@@ -243,7 +243,7 @@ agglo_status agglo_weights_open(agglo_weights **out, const char *path, agglo_err
     if (agglo_path_is_dir(path)) {
         return open_dir(out, path, err);
     }
-    if (ends_in(path, INDEX_END)) {
+    if (agglo_weights_ends_in(path, INDEX_END)) {
         return open_index(out, path, err);
     }
     return n_stem > 0 ? open_shard(out, path, n_stem, err) : open_file(out, path, err);

@@ -45,3 +45,11 @@ expect 1 "before the neck" "$agglo" train recipe.yaml --out mixed --set teachers
 
 "$agglo" eval knn --train data/train --val data/val --weights sam.safetensors --json >knn.json
 [ "$(value knn.json n_val)" -gt 3 ] || fail "k-NN over nothing"
+
+# whole pictures, wide and high: padded, so the grid is square whatever they are
+mkdir photos
+cp "$root"/tests/fixtures/preprocess/*.jpg photos
+"$agglo" embed --weights sam.safetensors photos --out embed.safetensors --json >embed.json
+[ "$(value embed.json images)" = "$(ls photos | wc -l)" ] || fail "embed: $(cat embed.json)"
+"$agglo" embed --weights sam.safetensors --size 40 photos --out small.safetensors >/dev/null
+[ "$(stat -c %s small.safetensors)" -lt "$(stat -c %s embed.safetensors)" ] || fail "a smaller input gives no smaller grid"

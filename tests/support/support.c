@@ -49,6 +49,13 @@ const char *test_path(const char *dir, const char *name)
     return path;
 }
 
+void test_write_text(const char *path, const char *text)
+{
+    agglo_err err = {0};
+
+    assert_ok(agglo_file_write(path, text, strlen(text), &err));
+}
+
 const char *test_fixture(const char *name)
 {
     return test_path("tests/fixtures", name);

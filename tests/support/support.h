@@ -48,6 +48,9 @@ const char *test_dir(void);
 /* dir + "/" + name; static storage of the last 16 results. */
 const char *test_path(const char *dir, const char *name);
 
+/* A file of this text. */
+void test_write_text(const char *path, const char *text);
+
 /* A path under tests/fixtures of the source tree. */
 const char *test_fixture(const char *name);
 

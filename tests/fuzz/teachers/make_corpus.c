@@ -101,6 +101,31 @@ static void write_set(const char *dir, const char *name, const char *index)
     put(dir, "weights", name, data, n);
 }
 
+/* 16 bytes of shapes as fuzz_facts reads them (those that the texts state), then the text. */
+static void write_facts(const char *dir, const char *name, const char *text)
+{
+    enum { DIM = 64, MLP = 256, DEPTH = 2, PATCH = 8, GRID = 8, PROJ = 64, WINDOW = 3, HEADS = 1 };
+    uint8_t data[2048] = {0};
+    bool clip = strstr(name, "dinov2") == NULL, sam = strncmp(name, "sam", 3) == 0;
+    size_t n = strlen(text);
+
+    data[0] = DIM - 1;
+    data[4] = MLP - 1;
+    data[8] = DEPTH - 1;
+    data[10] = PATCH - 1;
+    data[11] = GRID - 1;
+    data[12] = sam ? 32 : clip ? PROJ : 0;
+    data[13] = sam ? WINDOW : 0;
+    data[14] = HEADS - 1;
+    data[15] = 2; /* the second block of every eight is global */
+    if (n > sizeof data - 16) {
+        fprintf(stderr, "%s is too long\n", name);
+        exit(1);
+    }
+    memcpy(data + 16, text, n);
+    put(dir, "facts", name, data, 16 + n);
+}
+
 int main(int argc, char **argv)
 {
     static const struct {
@@ -110,19 +135,28 @@ int main(int argc, char **argv)
                          "\"hidden_act\": \"gelu\", "
                          "\"num_attention_heads\": 1, \"layer_norm_eps\": 1e-05, \"image_size\": 64}}"},
         {"dinov2", "c{\"model_type\": \"dinov2\", \"use_swiglu_ffn\": false, \"num_register_tokens\": 0, "
-                   "\"num_hidden_layers\": 2}"},
+                   "\"num_attention_heads\": 1, \"num_hidden_layers\": 2}"},
+        {"dinov2-default", "c{\"architectures\": [\"Dinov2Model\"], \"hidden_size\": 64}"},
+        {"sam", "c{\"model_type\": \"sam\", \"vision_config\": {\"hidden_size\": 64, \"num_attention_heads\": 1, "
+                "\"output_channels\": 32, \"window_size\": 3, \"global_attn_indexes\": [1]}}"},
+        {"sam-preprocessor", "p{\"image_processor_type\": \"SamImageProcessor\", \"image_mean\": [0.5, 0.5, 0.5], "
+                             "\"image_std\": [0.5, 0.5, 0.5], \"size\": {\"longest_edge\": 64}}"},
         {"open-clip", "o{\"model_cfg\": {\"embed_dim\": 64, \"quick_gelu\": true, \"vision_cfg\": {\"image_size\": 64, "
                       "\"layers\": 2, \"width\": "
                       "64, \"head_width\": 64, \"patch_size\": 8, \"mlp_ratio\": 4.0, \"norm_kwargs\": {\"eps\": "
                       "1e-6}}}, \"preprocess_cfg\": "
                       "{\"mean\": [0.5, 0.5, 0.5], \"std\": [0.5, 0.5, 0.5], \"interpolation\": \"bicubic\", "
                       "\"resize_mode\": \"squash\"}}"},
-        {"timm", "t{\"architecture\": \"vit_clip_quickgelu\", \"model_args\": {\"act_layer\": \"quickgelu\"}, "
+        {"timm", "t{\"architecture\": \"vit_clip_quickgelu\", \"model_args\": {\"act_layer\": \"quickgelu\", "
+                 "\"num_heads\": 2}, "
                  "\"pretrained_cfg\": {\"mean\": [0.5, "
                  "0.5, 0.5], \"std\": [0.5, 0.5, 0.5], \"interpolation\": \"bilinear\", \"crop_mode\": \"squash\"}}"},
         {"preprocessor",
          "p{\"image_mean\": [0.5, 0.5, 0.5], \"image_std\": [0.5, 0.5, 0.5], \"size\": {\"height\": 8, \"width\": 8}, "
          "\"do_center_crop\": false, \"resample\": 3}"},
+        {"preprocessor-vit",
+         "p{\"feature_extractor_type\": \"ViTFeatureExtractor\", \"image_mean\": [0.5, 0.5, 0.5], "
+         "\"image_std\": [0.5, 0.5, 0.5], \"size\": 8, \"crop_size\": {\"height\": 8, \"width\": 8}}"},
     };
     const char *dir;
 
@@ -146,7 +180,7 @@ int main(int argc, char **argv)
     write_set(dir, "swapped", "{\"weight_map\": {\"b\": \"m-1.safetensors\", \"a\": \"m-2.safetensors\"}}");
     write_set(dir, "one", "{\"metadata\": {\"total_size\": 2}, \"weight_map\": {\"a\": \"m-1.safetensors\"}}");
     for (size_t i = 0; i < AGGLO_COUNT(facts); i++) {
-        put(dir, "facts", facts[i].name, facts[i].text, strlen(facts[i].text));
+        write_facts(dir, facts[i].name, facts[i].text);
     }
     return 0;
 }

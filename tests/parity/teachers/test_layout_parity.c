@@ -2,31 +2,12 @@
  * script/fixtures/make_layout_fixtures.py (transformers, OpenCLIP, timm, facebookresearch/dinov2). */
 #include <math.h>
 
-#include "teachers/teacher.h"
-#include "tests/support/support.h"
+#include "tests/support/checkpoints.h"
 
 /* Float32 sums in another order: 5e-6 is typical at these depths, a wrong activation or position rule gives 1e-2 and more. */
 #define TOLERANCE 1e-4
 
 static agglo_backend *backend;
-
-/* max|a - b| / max|b| */
-static double distance(const float *a, const agglo_st_tensor *expected)
-{
-    double worst = 0.0, largest = 0.0;
-
-    assert_int_equal(expected->dtype, AGGLO_F32);
-    for (int64_t i = 0; i < expected->n_elements; i++) {
-        float b;
-
-        memcpy(&b, expected->data + (size_t)i * sizeof b, sizeof b);
-        assert_true(isfinite(a[i]));
-        worst = fmax(worst, fabs((double)a[i] - (double)b));
-        largest = fmax(largest, fabs((double)b));
-    }
-    assert_true(largest > 0.1);
-    return worst / largest;
-}
 
 /* As pattern_pixels of the script. */
 static uint8_t *pattern_pixels(int height, int width)
@@ -96,7 +77,7 @@ static double run_case(const char *results, const char *name, const agglo_teache
     got_spatial = (float *)agglo_alloc((size_t)spatial->n_elements, sizeof(float), &err);
     assert_true(got_summary != NULL && got_spatial != NULL);
     assert_ok(teacher.encode(teacher.self, input, NULL, batch, height, width, got_summary, got_spatial, &err));
-    worst = fmax(distance(got_summary, summary), distance(got_spatial, spatial));
+    worst = fmax(test_distance(got_summary, summary), test_distance(got_spatial, spatial));
     if (getenv("AGGLO_TEST_VERBOSE") != NULL) {
         printf("%s %s: %.3g\n", agglo_path_base(results), name, worst);
     }

@@ -3,32 +3,12 @@
 #include <math.h>
 
 #include "ingest/render.h"
-#include "teachers/teacher.h"
-#include "tests/support/support.h"
+#include "tests/support/checkpoints.h"
 
 /* 1e-6 is typical; decoding and resizing agree to the byte */
 #define TOLERANCE 1e-4
 
 static agglo_backend *backend;
-
-/* max|a - b| / max|b| */
-static double distance(const float *a, const agglo_st_tensor *expected)
-{
-    const float *b = (const float *)expected->data;
-    double worst = 0.0, largest = 0.0;
-
-    assert_int_equal(expected->dtype, AGGLO_F32);
-    for (int64_t i = 0; i < expected->n_elements; i++) {
-        float value;
-
-        memcpy(&value, b + i, sizeof value);
-        assert_true(isfinite(a[i]));
-        worst = fmax(worst, fabs((double)a[i] - (double)value));
-        largest = fmax(largest, fabs((double)value));
-    }
-    assert_true(largest > 0.1);
-    return worst / largest;
-}
 
 static const agglo_st_tensor *tensor(const agglo_safetensors *st, const char *name, const char *what)
 {
@@ -86,8 +66,8 @@ static void compare(const opened *o, const char *name, bool neck, const uint8_t 
     assert_int_equal(spatial->shape[3], o->teacher.info.spatial_dim);
     assert_ok(
         o->teacher.encode(o->teacher.self, pixels, extents, batch, height, width, got_summary, got_spatial, &err));
-    a = distance(got_summary, summary);
-    b = distance(got_spatial, spatial);
+    a = test_distance(got_summary, summary);
+    b = test_distance(got_spatial, spatial);
     if (a >= TOLERANCE || b >= TOLERANCE) {
         fail_msg("%s: summary differs by %.3g, spatial by %.3g, allowed %.3g", name, a, b, TOLERANCE);
     }

@@ -2,8 +2,7 @@
  * too) in tests/fixtures/teachers, and the two trained teachers of weights/. Made by script/fixtures/make_teacher_fixtures.py. */
 #include <math.h>
 
-#include "teachers/teacher.h"
-#include "tests/support/support.h"
+#include "tests/support/checkpoints.h"
 
 /* Float32 sums in another order: 5e-6 is typical at these depths, a wrong activation or position rule gives 1e-2 and more. */
 #define TOLERANCE 1e-4
@@ -11,24 +10,6 @@
 #define TOLERANCE_F16 1e-2
 
 static agglo_backend *backend;
-
-/* max|a - b| / max|b| */
-static double distance(const float *a, const agglo_st_tensor *expected)
-{
-    const float *b = (const float *)agglo_alloc((size_t)expected->n_elements, sizeof *b, &(agglo_err){0});
-    double worst = 0.0, largest = 0.0;
-
-    assert_non_null(b);
-    agglo_dtype_to_f32((float *)b, expected->data, expected->dtype, (size_t)expected->n_elements);
-    for (int64_t i = 0; i < expected->n_elements; i++) {
-        assert_true(isfinite(a[i]));
-        worst = fmax(worst, fabs((double)a[i] - (double)b[i]));
-        largest = fmax(largest, fabs((double)b[i]));
-    }
-    assert_true(largest > 0.1);
-    agglo_free((void *)b);
-    return worst / largest;
-}
 
 static const agglo_st_tensor *tensor(const agglo_safetensors *st, const char *group, const char *name, const char *what)
 {
@@ -60,8 +41,8 @@ static void check_outputs(const agglo_encoder *teacher, const agglo_st_tensor *p
     assert_int_equal(spatial->shape[2], width / teacher->info.patch);
     assert_int_equal(spatial->shape[3], teacher->info.spatial_dim);
     assert_ok(teacher->encode(teacher->self, copy, NULL, batch, height, width, got_summary, got_spatial, &err));
-    a = distance(got_summary, summary);
-    b = distance(got_spatial, spatial);
+    a = test_distance(got_summary, summary);
+    b = test_distance(got_spatial, spatial);
     if (a >= tolerance || b >= tolerance) {
         fail_msg("%s: summary differs by %.3g, spatial by %.3g, allowed %.3g", label, a, b, tolerance);
     }

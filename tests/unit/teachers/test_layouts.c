@@ -2,77 +2,28 @@
  * tests/fixtures/teachers/layouts, altered; that the features are right is test_layout_parity's. */
 #include <math.h>
 
-#include "teachers/teacher.h"
-#include "tests/support/support.h"
+#include "tests/support/checkpoints.h"
 
 static agglo_backend *backend;
 
 /* ---- altered copies of fixtures ---- */
 
-/* Change a tensor on its way to the copy (name, shape, type, data: all borrowed until it is written); false drops it. */
-typedef bool (*alter_fn)(agglo_st_tensor *t, const char *text);
-
-static char names[256][192]; /* of renamed tensors */
-static size_t n_names;
-
-static const char *keep_name(const char *start, const char *end)
-{
-    AGGLO_ASSERT(n_names < AGGLO_COUNT(names));
-    snprintf(names[n_names], sizeof names[0], "%s%s", start, end);
-    return names[n_names++];
-}
-
 /* The fixture's own tensors without its test cases; `more` (may be NULL) is added as one more F32 [1]. */
-static const char *altered(const char *fixture, alter_fn alter, const char *text, const char *more)
+static const char *altered(const char *fixture, test_alter alter, const char *text, const char *more)
 {
-    static const float one = 1.0f;
-    static const int64_t shape[1] = {1};
     const char *path = test_path(test_dir(), "x.safetensors");
     char from[160];
-    agglo_err err = {0};
-    agglo_safetensors *st;
-    agglo_st_writer *writer;
 
-    n_names = 0;
     snprintf(from, sizeof from, "teachers/layouts/%s.safetensors", fixture);
-    assert_ok(agglo_safetensors_open(&st, test_fixture(from), &err));
-    assert_ok(agglo_st_writer_new(&writer, &err));
-    for (size_t i = 0; i < agglo_safetensors_count(st); i++) {
-        agglo_st_tensor t = *agglo_safetensors_at(st, i);
-
-        if (strncmp(t.name, "test.", 5) != 0 && (alter == NULL || alter(&t, text))) {
-            assert_ok(agglo_st_writer_add(writer, t.name, t.dtype, t.rank, t.shape, t.data, &err));
-        }
-    }
-    if (more != NULL) {
-        assert_ok(agglo_st_writer_add(writer, more, AGGLO_F32, 1, shape, &one, &err));
-    }
-    assert_ok(agglo_st_writer_write(writer, path, &err));
-    agglo_st_writer_free(writer);
-    agglo_safetensors_close(st);
+    test_copy_checkpoint(&(test_copy){
+        .from = test_fixture(from), .to = path, .skip = "test.", .alter = alter, .text = text, .more = more});
     return path;
-}
-
-static bool drop(agglo_st_tensor *t, const char *text)
-{
-    return strcmp(t->name, text) != 0;
-}
-
-static bool drop_all(agglo_st_tensor *t, const char *text)
-{
-    return strncmp(t->name, text, strlen(text)) != 0;
-}
-
-static bool add_prefix(agglo_st_tensor *t, const char *text)
-{
-    t->name = keep_name(text, t->name);
-    return true;
 }
 
 static bool strip_prefix(agglo_st_tensor *t, const char *text)
 {
     if (strncmp(t->name, text, strlen(text)) == 0) {
-        t->name = keep_name("", t->name + strlen(text));
+        t->name = test_keep_name("", t->name + strlen(text));
         return true;
     }
     return false;
@@ -125,10 +76,14 @@ static bool doubles(agglo_st_tensor *t, const char *text)
     return true;
 }
 
-static bool as_integers(agglo_st_tensor *t, const char *text)
+static bool negative_zeros(agglo_st_tensor *t, const char *text)
 {
     if (strcmp(t->name, text) == 0) {
-        t->dtype = AGGLO_I32;
+        float *values = test_keep_values(t);
+
+        for (int64_t i = 0; i < t->n_elements; i++) {
+            values[i] = i % 2 == 0 ? -0.0f : 0.0f;
+        }
     }
     return true;
 }
@@ -145,21 +100,7 @@ static bool classifier_bias(agglo_st_tensor *t, const char *text)
 
 static agglo_status recognise(const char *path, const char *act, agglo_teacher_file *out, agglo_err *err)
 {
-    agglo_weights *weights;
-
-    *out = (agglo_teacher_file){0};
-    if (agglo_weights_open(&weights, path, err) == AGGLO_OK) {
-        agglo_teacher_recognise(weights, "", act, out, err);
-        agglo_weights_close(weights);
-    }
-    return err->status;
-}
-
-static void write_text(const char *path, const char *text)
-{
-    agglo_err err = {0};
-
-    assert_ok(agglo_file_write(path, text, strlen(text), &err));
+    return test_recognise(path, "", act, out, err);
 }
 
 /* STEM.NAME beside x.safetensors */
@@ -235,7 +176,7 @@ static void wrapped(void **state)
 
     (void)state;
     for (size_t i = 0; i < AGGLO_COUNT(cases); i++) {
-        path = altered(cases[i].fixture, add_prefix, cases[i].prefix, NULL);
+        path = altered(cases[i].fixture, test_add_prefix, cases[i].prefix, NULL);
         assert_ok(recognise(path, "gelu", &f, &err));
         assert_string_equal(f.prefix, cases[i].prefix);
         assert_int_equal(f.n_unknown, 0);
@@ -245,7 +186,7 @@ static void wrapped(void **state)
     assert_string_equal(f.layout, "open_clip");
     agglo_teacher_file_clear(&f);
     /* not a prefix: no dot before the name */
-    assert_fails(recognise(altered("hub-dinov2", add_prefix, "x", NULL), "", &f, &err), AGGLO_E_UNSUPPORTED,
+    assert_fails(recognise(altered("hub-dinov2", test_add_prefix, "x", NULL), "", &f, &err), AGGLO_E_UNSUPPORTED,
                  "no tensor names of a known teacher");
 }
 
@@ -260,7 +201,6 @@ static const char *both(const char *fixture, const char *prefix_a, const char *p
     agglo_safetensors *st;
     agglo_st_writer *writer;
 
-    n_names = 0;
     snprintf(from, sizeof from, "teachers/layouts/%s.safetensors", fixture);
     assert_ok(agglo_safetensors_open(&st, test_fixture(from), &err));
     assert_ok(agglo_st_writer_new(&writer, &err));
@@ -268,15 +208,16 @@ static const char *both(const char *fixture, const char *prefix_a, const char *p
         const agglo_st_tensor *t = agglo_safetensors_at(st, i);
 
         if (strncmp(t->name, "test.", 5) != 0) {
-            assert_ok(
-                agglo_st_writer_add(writer, keep_name(prefix_a, t->name), t->dtype, t->rank, t->shape, t->data, &err));
-            assert_ok(
-                agglo_st_writer_add(writer, keep_name(prefix_b, t->name), t->dtype, t->rank, t->shape, t->data, &err));
+            assert_ok(agglo_st_writer_add(writer, test_keep_name(prefix_a, t->name), t->dtype, t->rank, t->shape,
+                                          t->data, &err));
+            assert_ok(agglo_st_writer_add(writer, test_keep_name(prefix_b, t->name), t->dtype, t->rank, t->shape,
+                                          t->data, &err));
         }
     }
     assert_ok(agglo_st_writer_write(writer, path, &err));
     agglo_st_writer_free(writer);
     agglo_safetensors_close(st);
+    test_keep_end();
     snprintf(twice_name, sizeof twice_name, "%s", path);
     return twice_name;
 }
@@ -301,40 +242,41 @@ static void refused(void **state)
 {
     static const struct {
         const char *fixture;
-        alter_fn alter;
+        test_alter alter;
         const char *text, *more;
         agglo_status status;
         const char *says;
     } cases[] = {
-        {"open-clip", drop, "visual.transformer.resblocks.1.mlp.c_proj.bias", NULL, AGGLO_E_DATA,
+        {"open-clip", test_drop, "visual.transformer.resblocks.1.mlp.c_proj.bias", NULL, AGGLO_E_DATA,
          "visual.transformer.resblocks.1.mlp.c_proj.bias is missing, expected shape [32]"},
-        {"open-clip", drop, "visual.ln_pre.bias", NULL, AGGLO_E_DATA, "visual.ln_pre.bias is missing"},
-        {"open-clip", drop, "visual.positional_embedding", NULL, AGGLO_E_DATA, "positional_embedding is missing"},
-        {"open-clip", drop, "visual.class_embedding", NULL, AGGLO_E_UNSUPPORTED, "known teacher"}, /* a ResNet */
+        {"open-clip", test_drop, "visual.ln_pre.bias", NULL, AGGLO_E_DATA, "visual.ln_pre.bias is missing"},
+        {"open-clip", test_drop, "visual.positional_embedding", NULL, AGGLO_E_DATA, "positional_embedding is missing"},
+        {"open-clip", test_drop, "visual.class_embedding", NULL, AGGLO_E_UNSUPPORTED, "known teacher"}, /* a ResNet */
         {"open-clip", flat, "visual.proj", NULL, AGGLO_E_DATA,
          "tensor visual.proj has shape [768], expected [dim, proj]"},
         {"open-clip", flat, "visual.transformer.resblocks.0.attn.in_proj_weight", NULL, AGGLO_E_DATA,
          "in_proj_weight has shape [3072], expected [96, 32]"},
-        {"open-clip", as_integers, "visual.ln_post.weight", NULL, AGGLO_E_UNSUPPORTED, "visual.ln_post.weight is I32"},
+        {"open-clip", test_as_integers, "visual.ln_post.weight", NULL, AGGLO_E_UNSUPPORTED,
+         "visual.ln_post.weight is I32"},
         {"open-clip", NULL, "", "visual.attn_pool.probe", AGGLO_E_UNSUPPORTED, "attentional pooling (CoCa)"},
         {"open-clip", NULL, "", "visual.transformer.resblocks.0.ls_1.gamma", AGGLO_E_UNSUPPORTED,
          "visual.transformer.resblocks.0.ls_1.gamma is no part of a clip block as open_clip stores it"},
         {"open-clip", NULL, "", "visual.transformer.resblocks.7.ln_1.weight", AGGLO_E_UNSUPPORTED, "resblocks.7"},
         {"hf-clip-model", NULL, "", "vision_model.encoder.layers.1.layer_scale.gamma", AGGLO_E_UNSUPPORTED,
          "is no part of a clip block as transformers stores it"},
-        {"timm-clip", drop, "norm_pre.weight", NULL, AGGLO_E_UNSUPPORTED, "known teacher"}, /* a plain ViT */
+        {"timm-clip", test_drop, "norm_pre.weight", NULL, AGGLO_E_UNSUPPORTED, "known teacher"}, /* a plain ViT */
         {"timm-clip", NULL, "", "fc_norm.weight", AGGLO_E_UNSUPPORTED, "average pooling"},
-        {"hub-dinov2", drop_all, "blocks.0.ls", NULL, AGGLO_E_UNSUPPORTED, "known teacher"},
-        {"hub-dinov2", drop, "blocks.0.ls2.gamma", NULL, AGGLO_E_DATA, "blocks.0.ls2.gamma is missing"},
-        {"hub-dinov2", drop, "blocks.0.norm1.weight", NULL, AGGLO_E_DATA, "blocks.0.norm1.weight is missing"},
+        {"hub-dinov2", test_drop_start, "blocks.0.ls", NULL, AGGLO_E_UNSUPPORTED, "known teacher"},
+        {"hub-dinov2", test_drop, "blocks.0.ls2.gamma", NULL, AGGLO_E_DATA, "blocks.0.ls2.gamma is missing"},
+        {"hub-dinov2", test_drop, "blocks.0.norm1.weight", NULL, AGGLO_E_DATA, "blocks.0.norm1.weight is missing"},
         {"hub-dinov2", NULL, "", "reg_token", AGGLO_E_UNSUPPORTED, "timm's layout of DINOv2 with registers"},
         {"hub-dinov2", NULL, "", "storage_tokens", AGGLO_E_UNSUPPORTED, "DINOv3"},
         {"hub-dinov2-reg", flat, "register_tokens", NULL, AGGLO_E_DATA, "[1, registers, dim]"},
         {"hub-dinov2-swiglu", flat, "blocks.1.mlp.w12.weight", NULL, AGGLO_E_DATA,
          "blocks.1.mlp.w12.weight has shape [4096], expected [128, 32]"},
-        {"hub-dinov2-chunked", drop, "teacher.backbone.blocks.1.3.attn.qkv.bias", NULL, AGGLO_E_DATA,
+        {"hub-dinov2-chunked", test_drop, "teacher.backbone.blocks.1.3.attn.qkv.bias", NULL, AGGLO_E_DATA,
          "teacher.backbone.blocks.1.3.attn.qkv.bias is missing, expected shape [72]"},
-        {"hub-dinov2-chunked", drop, "teacher.backbone.blocks.1.2.norm1.weight", NULL, AGGLO_E_UNSUPPORTED,
+        {"hub-dinov2-chunked", test_drop, "teacher.backbone.blocks.1.2.norm1.weight", NULL, AGGLO_E_UNSUPPORTED,
          "is no part of a dinov2 block"},
         {"hub-dinov2", flat, "patch_embed.proj.weight", NULL, AGGLO_E_DATA, "[dim, 3, patch, patch]"},
     };
@@ -352,15 +294,11 @@ static void refused(void **state)
 static agglo_status try_open(const char *weights, bool preproj, agglo_err *err)
 {
     agglo_teacher_options options = agglo_teacher_options_default();
-    agglo_encoder teacher;
 
     options.weights = weights;
     options.act = "gelu";
     options.preproj = preproj;
-    if (agglo_teacher_open(&teacher, backend, &options, err) == AGGLO_OK) {
-        agglo_encoder_clear(&teacher);
-    }
-    return err->status;
+    return test_try_open(backend, &options, err);
 }
 
 /* Values are looked at when they are loaded: the tensor and the element in the file's own order. */
@@ -396,6 +334,9 @@ static void head_that_classifies(void **state)
     agglo_teacher_file_clear(&f);
     assert_fails(try_open(path, false, &err), AGGLO_E_CONFIG, "no projection: only summary \"preproj\"");
     assert_ok(try_open(path, true, &err));
+    assert_ok(recognise(altered("timm-clip", negative_zeros, "head.bias", NULL), "gelu", &f, &err));
+    assert_int_equal(f.config.proj, 24);
+    agglo_teacher_file_clear(&f);
 }
 
 /* ---- what stands beside the weights ---- */
@@ -439,14 +380,14 @@ static void open_clip_configs(void **state)
 
     (void)state;
     for (size_t i = 0; i < AGGLO_COUNT(cases); i++) {
-        write_text(json, cases[i].json);
+        test_write_text(json, cases[i].json);
         assert_fails(recognise(path, "", &f, &err), cases[i].status, cases[i].says);
     }
-    write_text(json,
-               "{\"model_cfg\": {\"embed_dim\": 24, \"quick_gelu\": true, " VISION
-               ", \"head_width\": 8, \"norm_kwargs\": {\"eps\": 1e-6}, \"act_kwargs\": {}, \"ls_init_value\": null}}, "
-               "\"preprocess_cfg\": {\"mean\": [0.5, 0.5, 0.5], \"std\": [0.25, 0.5, 0.5], \"resize_mode\": "
-               "\"squash\", \"interpolation\": \"bilinear\"}}");
+    test_write_text(
+        json, "{\"model_cfg\": {\"embed_dim\": 24, \"quick_gelu\": true, " VISION
+              ", \"head_width\": 8, \"norm_kwargs\": {\"eps\": 1e-6}, \"act_kwargs\": {}, \"ls_init_value\": null}}, "
+              "\"preprocess_cfg\": {\"mean\": [0.5, 0.5, 0.5], \"std\": [0.25, 0.5, 0.5], \"resize_mode\": "
+              "\"squash\", \"interpolation\": \"bilinear\"}}");
     assert_ok(recognise(path, "", &f, &err));
     assert_int_equal(f.config.heads, 4);
     assert_int_equal(f.config.act, AGGLO_ACT_QUICK_GELU);
@@ -456,7 +397,7 @@ static void open_clip_configs(void **state)
     assert_string_equal(f.pixels_from, "open_clip_config.json");
     agglo_teacher_file_clear(&f);
     /* absent is false */
-    write_text(json, "{\"model_cfg\": {" VISION ", \"head_width\": 16}}}");
+    test_write_text(json, "{\"model_cfg\": {" VISION ", \"head_width\": 16}}}");
     assert_ok(recognise(path, "", &f, &err));
     assert_int_equal(f.config.act, AGGLO_ACT_GELU);
     assert_int_equal(f.config.fit, AGGLO_FIT_CROP);
@@ -482,14 +423,14 @@ static void who_is_believed(void **state)
     agglo_teacher_file_clear(&f);
     assert_fails(recognise(path, "relu", &f, &err), AGGLO_E_CONFIG, "neither gelu nor quick_gelu");
 
-    write_text(beside(path, "config.json"),
-               "{\"model_type\": \"clip\", \"vision_config\": {\"hidden_size\": 32, \"num_attention_heads\": 4}}");
+    test_write_text(beside(path, "config.json"),
+                    "{\"model_type\": \"clip\", \"vision_config\": {\"hidden_size\": 32, \"num_attention_heads\": 4}}");
     assert_ok(recognise(path, "", &f, &err));
     assert_string_equal(f.act_from, "config.json");
     assert_int_equal(f.config.act, AGGLO_ACT_QUICK_GELU);
     assert_int_equal(f.config.heads, 4);
     agglo_teacher_file_clear(&f);
-    write_text(beside(path, "open_clip_config.json"), "{\"model_cfg\": {" VISION ", \"head_width\": 16}}}");
+    test_write_text(beside(path, "open_clip_config.json"), "{\"model_cfg\": {" VISION ", \"head_width\": 16}}}");
     assert_ok(recognise(path, "", &f, &err));
     assert_string_equal(f.act_from, "open_clip_config.json");
     assert_int_equal(f.config.act, AGGLO_ACT_GELU);
@@ -507,24 +448,25 @@ static void timm_configs(void **state)
     const char *path = altered("timm-clip", NULL, "", NULL), *json = beside(path, "config.json");
 
     (void)state;
-    write_text(json,
-               "{\"architecture\": \"vit_base_patch16_clip_quickgelu_224\", \"pretrained_cfg\": {\"mean\": [0.5, 0.5, "
-               "0.5], \"std\": [0.5, 0.5, 0.5], \"interpolation\": \"bicubic\", \"crop_mode\": \"squash\"}}");
+    test_write_text(
+        json, "{\"architecture\": \"vit_base_patch16_clip_quickgelu_224\", \"pretrained_cfg\": {\"mean\": [0.5, 0.5, "
+              "0.5], \"std\": [0.5, 0.5, 0.5], \"interpolation\": \"bicubic\", \"crop_mode\": \"squash\"}}");
     assert_ok(recognise(path, "", &f, &err));
     assert_int_equal(f.config.act, AGGLO_ACT_QUICK_GELU);
     assert_int_equal(f.config.heads, 1); /* not transformers' default of 12 */
     assert_int_equal(f.config.fit, AGGLO_FIT_SQUASH);
     assert_true(f.config.mean[0] == 0.5f);
     agglo_teacher_file_clear(&f);
-    write_text(json, "{\"architecture\": \"vit_base_patch16_clip_224\"}");
+    test_write_text(json, "{\"architecture\": \"vit_base_patch16_clip_224\"}");
     assert_ok(recognise(path, "", &f, &err));
     assert_int_equal(f.config.act, AGGLO_ACT_GELU);
     agglo_teacher_file_clear(&f);
-    write_text(json, "{\"architecture\": \"vit_base_patch16_clip_224\", \"model_args\": {\"act_layer\": \"relu\"}}");
+    test_write_text(json,
+                    "{\"architecture\": \"vit_base_patch16_clip_224\", \"model_args\": {\"act_layer\": \"relu\"}}");
     assert_fails(recognise(path, "", &f, &err), AGGLO_E_UNSUPPORTED, "act_layer is relu");
     /* timm's word is about its own tensors */
     path = altered("open-clip", NULL, "", NULL);
-    write_text(beside(path, "config.json"), "{\"architecture\": \"vit_base_patch16_clip_quickgelu_224\"}");
+    test_write_text(beside(path, "config.json"), "{\"architecture\": \"vit_base_patch16_clip_quickgelu_224\"}");
     assert_ok(recognise(path, "", &f, &err));
     assert_string_equal(f.act_from, "assumed");
     agglo_teacher_file_clear(&f);
@@ -551,7 +493,7 @@ static void preprocessor_configs(void **state)
 
     (void)state;
     for (size_t i = 0; i < AGGLO_COUNT(cases); i++) {
-        write_text(json, cases[i].json);
+        test_write_text(json, cases[i].json);
         assert_ok(recognise(path, "", &f, &err));
         assert_int_equal(f.config.fit, cases[i].fit);
         assert_int_equal(f.config.filter, cases[i].filter);
@@ -559,7 +501,7 @@ static void preprocessor_configs(void **state)
         assert_string_equal(f.pixels_from, "preprocessor_config.json");
         agglo_teacher_file_clear(&f);
     }
-    write_text(json, "{\"image_mean\": [0, 0, 0], \"image_std\": [1, 1, 1], \"resample\": 5}");
+    test_write_text(json, "{\"image_mean\": [0, 0, 0], \"image_std\": [1, 1, 1], \"resample\": 5}");
     assert_fails(recognise(path, "", &f, &err), AGGLO_E_UNSUPPORTED, "resample is 5");
 }
 
@@ -570,7 +512,7 @@ static void failing_memory(void **state)
     int n = 0;
 
     (void)state;
-    write_text(beside(path, "open_clip_config.json"), "{\"model_cfg\": {" VISION ", \"head_width\": 16}}}");
+    test_write_text(beside(path, "open_clip_config.json"), "{\"model_cfg\": {" VISION ", \"head_width\": 16}}}");
     for (;; n++) {
         agglo_status status;
 

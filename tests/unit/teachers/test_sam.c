@@ -2,8 +2,7 @@
  * batches that do not matter. */
 #include <math.h>
 
-#include "teachers/teacher.h"
-#include "tests/support/support.h"
+#include "tests/support/checkpoints.h"
 
 static agglo_backend *backend;
 
@@ -36,108 +35,42 @@ static const char *write_small(const char *dir, const char *name, const agglo_te
 
 /* ---- checkpoints altered ---- */
 
-typedef struct altered {
-    char name[160];
-    int rank;
-    int64_t shape[4];
-    int64_t n; /* elements, never more than there were */
-} altered;
-
-/* Changes one tensor's head on its way to another file; false drops it. */
-typedef bool (*alter_fn)(altered *t, const char *text);
-
-static void rewrite(const char *from, const char *to, bool keep_metadata, alter_fn alter, const char *text)
-{
-    agglo_err err = {0};
-    agglo_safetensors *st;
-    agglo_st_writer *writer;
-    const char *key, *value;
-    altered *all = (altered *)agglo_alloc(128, sizeof *all, &err); /* the writer borrows names */
-
-    assert_ok(agglo_safetensors_open(&st, from, &err));
-    assert_true(agglo_safetensors_count(st) <= 128);
-    assert_ok(agglo_st_writer_new(&writer, &err));
-    for (size_t i = 0; keep_metadata && agglo_safetensors_meta_at(st, i, &key, &value); i++) {
-        assert_ok(agglo_st_writer_meta(writer, key, value, &err));
-    }
-    for (size_t i = 0; i < agglo_safetensors_count(st); i++) {
-        const agglo_st_tensor *t = agglo_safetensors_at(st, i);
-        altered *a = &all[i];
-
-        a->rank = t->rank;
-        a->n = t->n_elements;
-        snprintf(a->name, sizeof a->name, "%s", t->name);
-        memcpy(a->shape, t->shape, sizeof a->shape);
-        if (alter(a, text)) {
-            assert_true(a->n <= t->n_elements);
-            assert_ok(agglo_st_writer_add(writer, a->name, t->dtype, a->rank, a->shape, t->data, &err));
-        }
-    }
-    assert_ok(agglo_st_writer_write(writer, to, &err));
-    agglo_st_writer_free(writer);
-    agglo_safetensors_close(st);
-    agglo_free(all);
-}
-
-static bool keep(altered *t, const char *text)
-{
-    (void)t;
-    (void)text;
-    return true;
-}
-
-static bool drop(altered *t, const char *text)
-{
-    return strcmp(t->name, text) != 0;
-}
-
-static bool drop_neck(altered *t, const char *text)
+static bool drop_neck(agglo_st_tensor *t, const char *text)
 {
     return strstr(t->name, text) == NULL;
 }
 
-static bool shorter(altered *t, const char *text)
+static bool shorter(agglo_st_tensor *t, const char *text)
 {
     if (strcmp(t->name, text) == 0) {
-        t->n -= 2 * (t->n / t->shape[0]);
         t->shape[0] -= 2;
     }
     return true;
 }
 
-static bool narrower(altered *t, const char *text)
+static bool narrower(agglo_st_tensor *t, const char *text)
 {
     if (strcmp(t->name, text) == 0) {
         t->shape[t->rank - 1]--;
-        t->n = 1;
-        for (int i = 0; i < t->rank; i++) {
-            t->n *= t->shape[i];
-        }
     }
     return true;
 }
 
-static bool add_prefix(altered *t, const char *text)
+static void replace(agglo_st_tensor *t, const char *from, const char *to)
 {
-    char name[160];
-
-    snprintf(name, sizeof name, "%s%.100s", text, t->name);
-    memcpy(t->name, name, sizeof name);
-    return true;
-}
-
-static void replace(char name[160], const char *from, const char *to)
-{
-    char *at = strstr(name, from), rest[160];
+    const char *at = strstr(t->name, from);
 
     if (at != NULL) {
-        snprintf(rest, sizeof rest, "%s", at + strlen(from));
-        snprintf(at, 160 - (size_t)(at - name), "%s%s", to, rest);
+        char *start = (char *)test_keep((size_t)(at - t->name) + strlen(to) + 1);
+
+        memcpy(start, t->name, (size_t)(at - t->name)); /* the rest is zero */
+        strcat(start, to);
+        t->name = test_keep_name(start, at + strlen(from));
     }
 }
 
 /* segment_anything's names, under this prefix */
-static bool to_original(altered *t, const char *text)
+static bool to_original(agglo_st_tensor *t, const char *text)
 {
     static const char *const names[][2] = {{"patch_embed.projection", "patch_embed.proj"},
                                            {"neck.conv1", "neck.0"},
@@ -147,9 +80,9 @@ static bool to_original(altered *t, const char *text)
                                            {"layer_norm", "norm"},
                                            {"layers.", "blocks."}};
 
-    replace(t->name, "vision_encoder.", text);
+    replace(t, "vision_encoder.", text);
     for (size_t i = 0; i < AGGLO_COUNT(names); i++) {
-        replace(t->name, names[i][0], names[i][1]);
+        replace(t, names[i][0], names[i][1]);
     }
     return true;
 }
@@ -163,34 +96,11 @@ static agglo_teacher_options options_of(const char *weights, bool neck)
     return options;
 }
 
-static agglo_status try_open(const char *weights, agglo_err *err)
+static agglo_status open_plainly(const char *weights, agglo_err *err)
 {
-    agglo_teacher_options options = options_of(weights, false);
-    agglo_encoder teacher;
-    agglo_status status = agglo_teacher_open(&teacher, backend, &options, err);
+    const agglo_teacher_options options = options_of(weights, false);
 
-    if (status == AGGLO_OK) {
-        agglo_encoder_clear(&teacher);
-    }
-    return status;
-}
-
-/* Summary and spatial of seeded pixels, to be freed; the first summary_dim values are the summary of the first image. */
-static float *run(const agglo_encoder *t, const agglo_extent *extents, int batch, int height, int width, size_t *n)
-{
-    agglo_err err = {0};
-    test_random random = test_random_new(99);
-    size_t n_pixels = (size_t)(batch * height * width * 3), n_summary = (size_t)(batch * t->info.summary_dim);
-    size_t n_spatial = (size_t)(batch * (height / t->info.patch) * (width / t->info.patch) * t->info.spatial_dim);
-    uint8_t *pixels = (uint8_t *)agglo_alloc(n_pixels, 1, &err);
-    float *out = (float *)agglo_alloc(n_summary + n_spatial, sizeof *out, &err);
-
-    assert_true(pixels != NULL && out != NULL);
-    test_random_bytes(&random, pixels, n_pixels);
-    assert_ok(t->encode(t->self, pixels, extents, batch, height, width, out, out + n_summary, &err));
-    agglo_free(pixels);
-    *n = n_summary + n_spatial;
-    return out;
+    return test_try_open(backend, &options, err);
 }
 
 static void assert_same_features(const char *a, const char *b)
@@ -206,8 +116,8 @@ static void assert_same_features(const char *a, const char *b)
         assert_ok(agglo_teacher_open(&t, backend, &first, &err));
         assert_ok(agglo_teacher_open(&u, backend, &second, &err));
         assert_int_equal(agglo_teacher_file_of(&u)->n_unknown, 0);
-        x = run(&t, NULL, 2, 24, 20, &n);
-        y = run(&u, NULL, 2, 24, 20, &m);
+        x = test_encode(&t, NULL, 2, 24, 20, &n);
+        y = test_encode(&u, NULL, 2, 24, 20, &m);
         assert_int_equal(n, m);
         assert_memory_equal(x, y, n * sizeof *x);
         agglo_free(x);
@@ -215,28 +125,6 @@ static void assert_same_features(const char *a, const char *b)
         agglo_encoder_clear(&t);
         agglo_encoder_clear(&u);
     }
-}
-
-static void write_text(const char *path, const char *text)
-{
-    agglo_err err = {0};
-
-    assert_ok(agglo_file_write(path, text, strlen(text), &err));
-}
-
-static agglo_status recognise(const char *path, const char *arch, agglo_teacher_config *out, agglo_err *err)
-{
-    agglo_weights *weights;
-    agglo_teacher_file file;
-
-    if (agglo_weights_open(&weights, path, err) == AGGLO_OK) {
-        if (agglo_teacher_recognise(weights, arch, NULL, &file, err) == AGGLO_OK) {
-            *out = file.config;
-            agglo_teacher_file_clear(&file);
-        }
-        agglo_weights_close(weights);
-    }
-    return err->status;
 }
 
 /* ---- tests ---- */
@@ -259,7 +147,7 @@ static void random_weights_know_themselves(void **state)
     assert_ok(agglo_teacher_check(&wrote, &err));
     assert_string_equal(wrote.arch, "sam-32x3-p4-w4");
     path = write_small(dir, "a.safetensors", &wrote);
-    assert_ok(recognise(path, "sam", &read, &err));
+    assert_ok(test_recognise_config(path, "sam", &read, &err));
     assert_memory_equal(&read.dim, &wrote.dim, sizeof read - offsetof(agglo_teacher_config, dim));
     options = options_of(path, false);
     assert_ok(agglo_teacher_open(&t, backend, &options, &err));
@@ -270,7 +158,7 @@ static void random_weights_know_themselves(void **state)
     assert_int_equal(t.info.preprocess.filter, AGGLO_BILINEAR);
     assert_string_equal(t.info.options, "neck=0,gelu,w4,e3e-05");
     assert_true(t.info.summary_dim == 32 && t.info.spatial_dim == 32);
-    out = run(&t, NULL, 2, 24, 24, &n);
+    out = test_encode(&t, NULL, 2, 24, 24, &n);
     for (size_t i = 0; i < n; i++) {
         assert_true(isfinite(out[i]) && fabsf(out[i]) < 100.0f);
     }
@@ -292,10 +180,10 @@ static void layouts_and_prefixes(void **state)
     const char *dir = test_dir(), *a = write_small(dir, "a.safetensors", &config), *b = test_path(dir, "b.safetensors");
 
     (void)state;
-    rewrite(a, b, true, add_prefix, "sam.");
+    test_rewrite(a, b, true, test_add_prefix, "sam.");
     assert_same_features(a, b);
     for (size_t i = 0; i < AGGLO_COUNT(prefixes); i++) {
-        rewrite(a, b, false, to_original, prefixes[i]);
+        test_rewrite(a, b, false, to_original, prefixes[i]);
         assert_same_features(a, b);
     }
 }
@@ -309,44 +197,44 @@ static void pattern_from_shapes(void **state)
     agglo_err err = {0};
 
     (void)state;
-    rewrite(a, b, false, keep, "");
+    test_rewrite(a, b, false, NULL, "");
     assert_ok(agglo_teacher_check(&wrote, &err));
-    assert_ok(recognise(b, "", &read, &err));
+    assert_ok(test_recognise_config(b, "", &read, &err));
     assert_memory_equal(&read, &wrote, sizeof read);
-    rewrite(a, b, false, drop_neck, "neck.");
-    assert_ok(recognise(b, "", &read, &err));
+    test_rewrite(a, b, false, drop_neck, "neck.");
+    assert_ok(test_recognise_config(b, "", &read, &err));
     assert_int_equal(read.neck, 0);
 
     wrote.window = 6; /* the grid's own side */
     a = write_small(dir, "c.safetensors", &wrote);
-    assert_ok(recognise(a, "", &read, &err));
+    assert_ok(test_recognise_config(a, "", &read, &err));
     assert_int_equal(read.window, 6);
     assert_int_equal(read.global_layers[0], 2);
-    rewrite(a, b, false, keep, "");
-    assert_ok(recognise(b, "", &read, &err));
+    test_rewrite(a, b, false, NULL, "");
+    assert_ok(test_recognise_config(b, "", &read, &err));
     assert_true(read.window == 0 && read.global_layers[0] == 7);
-    write_text(json,
-               "{\"model_type\": \"sam\", \"vision_config\": {\"window_size\": 6, \"global_attn_indexes\": [1]}}");
-    assert_ok(recognise(b, "", &read, &err));
+    test_write_text(json,
+                    "{\"model_type\": \"sam\", \"vision_config\": {\"window_size\": 6, \"global_attn_indexes\": [1]}}");
+    assert_ok(test_recognise_config(b, "", &read, &err));
     assert_true(read.window == 6 && read.global_layers[0] == 2);
 }
 
 static void broken_checkpoints(void **state)
 {
     static const struct {
-        alter_fn alter;
+        test_alter alter;
         const char *name;
         agglo_status status;
         const char *says;
     } table[] = {
-        {drop, "vision_encoder.pos_embed", AGGLO_E_DATA, "vision_encoder.pos_embed is missing"},
-        {drop, "vision_encoder.layers.0.attn.rel_pos_h", AGGLO_E_UNSUPPORTED, "known teacher"},
-        {drop, "vision_encoder.layers.2.attn.rel_pos_h", AGGLO_E_DATA, "layers.2.attn.rel_pos_h is missing"},
-        {drop, "vision_encoder.layers.2.attn.rel_pos_w", AGGLO_E_DATA,
+        {test_drop, "vision_encoder.pos_embed", AGGLO_E_DATA, "vision_encoder.pos_embed is missing"},
+        {test_drop, "vision_encoder.layers.0.attn.rel_pos_h", AGGLO_E_UNSUPPORTED, "known teacher"},
+        {test_drop, "vision_encoder.layers.2.attn.rel_pos_h", AGGLO_E_DATA, "layers.2.attn.rel_pos_h is missing"},
+        {test_drop, "vision_encoder.layers.2.attn.rel_pos_w", AGGLO_E_DATA,
          "layers.2.attn.rel_pos_w is missing, expected shape [7, 16]"},
-        {drop, "vision_encoder.neck.conv2.weight", AGGLO_E_DATA,
+        {test_drop, "vision_encoder.neck.conv2.weight", AGGLO_E_DATA,
          "neck.conv2.weight is missing, expected shape [12, 12, 3, 3]"},
-        {drop, "vision_encoder.layers.1.layer_norm1.weight", AGGLO_E_MISMATCH, "depth is stated as 3"},
+        {test_drop, "vision_encoder.layers.1.layer_norm1.weight", AGGLO_E_MISMATCH, "depth is stated as 3"},
         {shorter, "vision_encoder.layers.2.attn.rel_pos_h", AGGLO_E_DATA, "nor those of a window of 4"},
         {shorter, "vision_encoder.layers.1.attn.rel_pos_h", AGGLO_E_DATA, "has 9 rows"},
         {shorter, "vision_encoder.layers.1.attn.rel_pos_w", AGGLO_E_DATA, "has shape [9, 16], expected [11, 16]"},
@@ -378,13 +266,13 @@ static void broken_checkpoints(void **state)
 
     (void)state;
     for (size_t i = 0; i < AGGLO_COUNT(table); i++) {
-        rewrite(a, b, true, table[i].alter, table[i].name);
-        assert_fails(try_open(b, &err), table[i].status, table[i].says);
+        test_rewrite(a, b, true, table[i].alter, table[i].name);
+        assert_fails(open_plainly(b, &err), table[i].status, table[i].says);
     }
-    rewrite(a, b, false, keep, "");
+    test_rewrite(a, b, false, NULL, "");
     for (size_t i = 0; i < AGGLO_COUNT(lies); i++) {
-        write_text(test_path(dir, "b.config.json"), lies[i].json);
-        assert_fails(try_open(b, &err), lies[i].status, lies[i].says);
+        test_write_text(test_path(dir, "b.config.json"), lies[i].json);
+        assert_fails(open_plainly(b, &err), lies[i].status, lies[i].says);
     }
 }
 
@@ -423,6 +311,186 @@ static void wrong_options(void **state)
         assert_fails(t.encode(t.self, pixels, &(agglo_extent){64, 32}, 1, 64, 64, summary, NULL, &err),
                      AGGLO_E_UNSUPPORTED, "never padded");
     }
+    agglo_encoder_clear(&t);
+}
+
+/* ---- the neck in double precision ---- */
+
+static const float *values_of(const agglo_safetensors *st, const char *name)
+{
+    const agglo_st_tensor *t = agglo_safetensors_find(st, name);
+
+    assert_true(t != NULL && t->dtype == AGGLO_F32 && (uintptr_t)t->data % sizeof(float) == 0);
+    return (const float *)(const void *)t->data;
+}
+
+/* [n, channels], in place; over the channels of each row */
+static void ref_norm(double *x, int n, int channels, double eps, const float *w, const float *b)
+{
+    for (int i = 0; i < n; i++, x += channels) {
+        double mean = 0.0, var = 0.0;
+
+        for (int c = 0; c < channels; c++) {
+            mean += x[c] / channels;
+        }
+        for (int c = 0; c < channels; c++) {
+            var += (x[c] - mean) * (x[c] - mean) / channels;
+        }
+        for (int c = 0; c < channels; c++) {
+            x[c] = (x[c] - mean) / sqrt(var + eps) * (double)w[c] + (double)b[c];
+        }
+    }
+}
+
+/* The neck's norms have an epsilon of 1e-6 whatever layer_norm_eps is (spec: SamVisionNeck and LayerNorm2d take no other). */
+static void neck_has_its_own_epsilon(void **state)
+{
+    enum { G = 6, N = G * G, D = 32, O = 12 };
+    static double first[N * O], second[N * O];
+    agglo_teacher_config config = small();
+    agglo_teacher_options options;
+    agglo_safetensors *st;
+    agglo_encoder t;
+    agglo_err err = {0};
+    const char *path;
+    const float *conv1, *conv2;
+    double worst = 0.0, largest = 0.0;
+    float *tokens = NULL, *neck = NULL;
+    size_t n;
+
+    (void)state;
+    config.norm_eps = 0.3f;
+    path = write_small(test_dir(), "a.safetensors", &config);
+    assert_ok(agglo_safetensors_open(&st, path, &err));
+    for (int behind = 0; behind < 2; behind++) {
+        options = options_of(path, behind == 1);
+        assert_ok(agglo_teacher_open(&t, backend, &options, &err));
+        *(behind == 0 ? &tokens : &neck) = test_encode(&t, NULL, 1, G * 4, G * 4, &n);
+        agglo_encoder_clear(&t);
+    }
+    assert_int_equal(n, D + N * O);
+    conv1 = values_of(st, "vision_encoder.neck.conv1.weight");
+    conv2 = values_of(st, "vision_encoder.neck.conv2.weight");
+    for (int i = 0; i < N; i++) {
+        for (int o = 0; o < O; o++) {
+            first[i * O + o] = 0.0;
+            for (int d = 0; d < D; d++) {
+                first[i * O + o] += (double)tokens[D + i * D + d] * (double)conv1[o * D + d];
+            }
+        }
+    }
+    ref_norm(first, N, O, 1e-6, values_of(st, "vision_encoder.neck.layer_norm1.weight"),
+             values_of(st, "vision_encoder.neck.layer_norm1.bias"));
+    for (int i = 0; i < N * O; i++) {
+        int o = i % O, y = i / O / G, x = i / O % G;
+
+        second[i] = 0.0;
+        for (int k = 0; k < 9 * O; k++) { /* [c, 3, 3] of conv2's row */
+            int c = k / 9, v = y + k / 3 % 3 - 1, u = x + k % 3 - 1;
+
+            if (v >= 0 && v < G && u >= 0 && u < G) {
+                second[i] += first[(v * G + u) * O + c] * (double)conv2[o * 9 * O + k];
+            }
+        }
+    }
+    ref_norm(second, N, O, 1e-6, values_of(st, "vision_encoder.neck.layer_norm2.weight"),
+             values_of(st, "vision_encoder.neck.layer_norm2.bias"));
+    for (int i = 0; i < N * O; i++) {
+        worst = fmax(worst, fabs((double)neck[D + i] - second[i]));
+        largest = fmax(largest, fabs(second[i]));
+    }
+    if (!(worst < 1e-4 * largest)) {
+        fail_msg("the neck differs by %.3g", worst / largest);
+    }
+    agglo_free(tokens);
+    agglo_free(neck);
+    agglo_safetensors_close(st);
+}
+
+/* What a config.json says of the blocks is part of the identity where tables of both kinds look alike and it changes the features. */
+static void pattern_in_options(void **state)
+{
+    static const struct {
+        const char *layers;
+        int size;
+        const char *options;
+    } cases[] = {
+        {"[1]", 24, "neck=0,gelu,w6"},
+        {"[1]", 32, "neck=0,gelu,w6,resampled,g2"},
+        {"[0, 2]", 32, "neck=0,gelu,w6,resampled,g5"},
+        {"[0, 1, 2]", 32, "neck=0,gelu,w0,resampled"},
+    };
+    agglo_teacher_config config = small();
+    const char *dir = test_dir(), *b = test_path(dir, "b.safetensors"), *json = test_path(dir, "b.config.json");
+    agglo_err err = {0};
+    float *features[AGGLO_COUNT(cases)];
+    size_t n = 0;
+
+    (void)state;
+    config.window = 6;
+    test_rewrite(write_small(dir, "a.safetensors", &config), b, false, NULL, "");
+    for (size_t i = 0; i < AGGLO_COUNT(cases); i++) {
+        agglo_teacher_options options = options_of(b, false);
+        agglo_encoder t;
+        char text[160];
+
+        snprintf(text, sizeof text,
+                 "{\"model_type\": \"sam\", \"vision_config\": {\"window_size\": 6, \"global_attn_indexes\": %s}}",
+                 cases[i].layers);
+        test_write_text(json, text);
+        options.size = cases[i].size;
+        assert_ok(agglo_teacher_open(&t, backend, &options, &err));
+        assert_string_equal(t.info.options, cases[i].options);
+        features[i] = test_encode(&t, NULL, 1, cases[i].size, cases[i].size, &n);
+        agglo_encoder_clear(&t);
+    }
+    assert_memory_not_equal(features[1], features[2], n * sizeof(float));
+    for (size_t i = 0; i < AGGLO_COUNT(cases); i++) {
+        agglo_free(features[i]);
+    }
+}
+
+/* Two epsilons are never the same text, and the longest options fit. */
+static void epsilon_in_options(void **state)
+{
+    static const struct {
+        float eps;
+        const char *options;
+    } cases[] = {{1.01e-5f, "neck=0,gelu,w4,e1.01e-05"},
+                 {1.04e-5f, "neck=0,gelu,w4,e1.04e-05"},
+                 {1e-5f, "neck=0,gelu,w4,e1e-05"},
+                 {1.23456794e-5f, "neck=0,gelu,w4,e1.2345679e-05"}};
+    agglo_teacher_config config = small();
+    const char *dir = test_dir(), *a;
+    agglo_teacher_options options;
+    agglo_encoder t;
+    agglo_err err = {0};
+
+    (void)state;
+    for (size_t i = 0; i < AGGLO_COUNT(cases); i++) {
+        config.norm_eps = cases[i].eps;
+        options = options_of(write_small(dir, "a.safetensors", &config), false);
+        assert_ok(agglo_teacher_open(&t, backend, &options, &err));
+        assert_string_equal(t.info.options, cases[i].options);
+        agglo_encoder_clear(&t);
+    }
+    config.dim = 4;
+    config.heads = 1;
+    config.mlp_dim = 4;
+    config.patch = 1;
+    config.image = 100;
+    config.depth = 70; /* more blocks than digits */
+    config.window = 100;
+    config.norm_eps = 1.17549449e-38f;
+    config.global_layers[0] = 0x55555555;
+    a = write_small(dir, "b.safetensors", &config);
+    options = options_of(a, true);
+    options.size = 99;
+    options.act = "quick_gelu";
+    options.precision = AGGLO_BF16;
+    assert_ok(agglo_teacher_open(&t, backend, &options, &err));
+    assert_true(strncmp(t.info.options, "neck=1,quick_gelu,w100,resampled,g", 34) == 0);
+    assert_string_equal(t.info.options + 34 + 16, ",e1.1754945e-38,bf16");
     agglo_encoder_clear(&t);
 }
 
@@ -561,6 +629,9 @@ int main(void)
         cmocka_unit_test(pattern_from_shapes),
         cmocka_unit_test(broken_checkpoints),
         cmocka_unit_test(wrong_options),
+        cmocka_unit_test(neck_has_its_own_epsilon),
+        cmocka_unit_test(pattern_in_options),
+        cmocka_unit_test(epsilon_in_options),
         cmocka_unit_test(padding),
         cmocka_unit_test(planned_once),
         cmocka_unit_test(batches_and_threads_do_not_matter),

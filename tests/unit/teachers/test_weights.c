@@ -2,13 +2,6 @@
 #include "teachers/weights.h"
 #include "tests/support/support.h"
 
-static void write_text(const char *path, const char *text)
-{
-    agglo_err err = {0};
-
-    assert_ok(agglo_file_write(path, text, strlen(text), &err));
-}
-
 /* One F32 tensor of two elements per name. */
 static void write_tensors(const char *path, const char *const *names, size_t n)
 {
@@ -34,9 +27,9 @@ static const char *write_shards(void)
 
     write_tensors(test_path(dir, "m-00001-of-00002.safetensors"), first, 2);
     write_tensors(test_path(dir, "m-00002-of-00002.safetensors"), second, 1);
-    write_text(test_path(dir, "m.safetensors.index.json"),
-               "{\"metadata\": {\"total_size\": 24}, \"weight_map\": {\"a\": \"m-00001-of-00002.safetensors\", "
-               "\"b\": \"m-00002-of-00002.safetensors\", \"c\": \"m-00001-of-00002.safetensors\"}}");
+    test_write_text(test_path(dir, "m.safetensors.index.json"),
+                    "{\"metadata\": {\"total_size\": 24}, \"weight_map\": {\"a\": \"m-00001-of-00002.safetensors\", "
+                    "\"b\": \"m-00002-of-00002.safetensors\", \"c\": \"m-00001-of-00002.safetensors\"}}");
     return dir;
 }
 
@@ -138,17 +131,17 @@ static void indexes_that_lie(void **state)
 
     (void)state;
     for (size_t i = 0; i < AGGLO_COUNT(cases); i++) {
-        write_text(index, cases[i].json);
+        test_write_text(index, cases[i].json);
         assert_fails(agglo_weights_open(&w, index, &err), cases[i].status, cases[i].says);
         assert_null(w);
     }
     /* a name in two files, whatever the index says of it */
     write_tensors(test_path(dir, "m-00002-of-00002.safetensors"), twice, 2);
-    write_text(index, "{\"weight_map\": {\"a\": " IN_1 ", \"b\": " IN_2 ", \"c\": " IN_1 "}}");
+    test_write_text(index, "{\"weight_map\": {\"a\": " IN_1 ", \"b\": " IN_2 ", \"c\": " IN_1 "}}");
     assert_fails(agglo_weights_open(&w, index, &err), AGGLO_E_DATA,
                  "tensor a is in m-00002-of-00002.safetensors, the index lists it in m-00001-of-00002.safetensors");
     /* a broken shard is named, not the index */
-    write_text(test_path(dir, "m-00002-of-00002.safetensors"), "nothing of the kind");
+    test_write_text(test_path(dir, "m-00002-of-00002.safetensors"), "nothing of the kind");
     assert_fails(agglo_weights_open(&w, index, &err), AGGLO_E_DATA, "m-00002-of-00002.safetensors");
     assert_fails(agglo_weights_open(&w, test_path(dir, "m-00001-of-00009.safetensors"), &err), AGGLO_E_DATA,
                  "m-00002-of-00002.safetensors");
@@ -184,7 +177,15 @@ static void folders(void **state)
         {{"any.safetensors", "pytorch_model.bin"}, "any.safetensors", AGGLO_OK, NULL},
         {{"x.safetensors", "y.safetensors"}, NULL, AGGLO_E_CONFIG, "there are x.safetensors, y.safetensors: name"},
         {{"pytorch_model.bin", "config.json"}, NULL, AGGLO_E_UNSUPPORTED, "pytorch_model.bin, a pickle: convert it"},
-        {{"model-00001-of-00002.safetensors"}, NULL, AGGLO_E_NOT_FOUND, "no safetensors file"},
+        {{"model-00001-of-00002.safetensors"},
+         NULL,
+         AGGLO_E_NOT_FOUND,
+         "there are parts of a sharded checkpoint, such as model-00001-of-00002.safetensors, but no "
+         "model.safetensors.index.json"},
+        {{"pytorch_model.bin", "x-00001-of-00002.safetensors", "x-00002-of-00002.safetensors"},
+         NULL,
+         AGGLO_E_NOT_FOUND,
+         "such as x-00001-of-00002.safetensors, but no x.safetensors.index.json"},
         {{"config.json"}, NULL, AGGLO_E_NOT_FOUND, "no safetensors file in this folder"},
     };
     agglo_err err = {0};
