@@ -337,7 +337,7 @@ agglo_status agglo_sync_rename(int fd, const char *from, const char *to, agglo_e
     int dir_fd = dir == NULL ? -1 : open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 
     if (dir != NULL &&
-        (dir_fd < 0 || fsync(fd) != 0 || rename(from, to) != 0 ||
+        (dir_fd < 0 || (fd >= 0 && fsync(fd) != 0) || rename(from, to) != 0 ||
          (fsync(dir_fd) != 0 && errno != EINVAL))) { /* some network file systems cannot sync a directory */
         agglo_fail(err, AGGLO_E_IO, "%s", strerror(errno));
     }
@@ -614,6 +614,24 @@ done:
     agglo_free(temp);
     agglo_free(buffer);
     return err->status;
+}
+
+agglo_status agglo_new_file_seal(agglo_new_file *file, agglo_err *err)
+{
+    int fd = file->fd;
+
+    AGGLO_ASSERT(!file->elsewhere);
+    file->fd = -1;
+    if (fd >= 0 && fsync(fd) != 0) {
+        agglo_fail(err, AGGLO_E_IO, "%s", strerror(errno));
+    }
+    if (fd >= 0 && close(fd) != 0 && err->status == AGGLO_OK) {
+        agglo_fail(err, AGGLO_E_IO, "%s", strerror(errno));
+    }
+    if (err->status != AGGLO_OK) {
+        return cannot_write(file->path, err);
+    }
+    return AGGLO_OK;
 }
 
 agglo_status agglo_new_file_commit(agglo_new_file *file, agglo_err *err)

@@ -45,7 +45,7 @@ agglo_status agglo_file_write(const char *path, const void *data, size_t n_bytes
 agglo_status agglo_fd_write(int fd, const void *data, size_t n_bytes, agglo_err *err);
 agglo_status agglo_fd_read_at(int fd, uint64_t offset, void *out, size_t n_bytes, agglo_err *err);
 
-/* fsync `fd`, rename its file `from` to `to`, fsync the directory of `to`: afterwards `to` is there, whole, even when the power fails. */
+/* fsync `fd` (-1: that was done), rename its file `from` to `to`, fsync the directory of `to`: afterwards `to` is there, whole, even when the power fails. */
 agglo_status agglo_sync_rename(int fd, const char *from, const char *to, agglo_err *err);
 
 /* A read-only mapping of a whole file; an empty file maps to {non-NULL, 0}. */
@@ -73,6 +73,8 @@ agglo_status agglo_new_file_rewrite(agglo_new_file *file, uint64_t offset, const
 agglo_status agglo_new_file_prepend(agglo_new_file *file, const agglo_new_file *front, agglo_err *err);
 /* Path of the temporary file (for libraries that write by name); borrowed. */
 const char *agglo_new_file_temp(const agglo_new_file *file);
+/* It is complete: fsync and close, so that many can wait to be committed together. Afterwards only commit, abort, size. Not with scratch. */
+agglo_status agglo_new_file_seal(agglo_new_file *file, agglo_err *err);
 /* fsync, rename, fsync the directory. The object is freed whatever happens; on failure nothing remains. */
 agglo_status agglo_new_file_commit(agglo_new_file *file, agglo_err *err);
 /* Remove the temporary file and free the object; NULL is fine. */

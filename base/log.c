@@ -155,6 +155,15 @@ void agglo_progress_add(agglo_progress *p, uint64_t n)
     pthread_mutex_unlock(&mutex);
 }
 
+void agglo_progress_total(agglo_progress *p, uint64_t total)
+{
+    if (p != NULL) {
+        pthread_mutex_lock(&mutex);
+        p->total = total;
+        pthread_mutex_unlock(&mutex);
+    }
+}
+
 void agglo_progress_share(agglo_progress *p, double share)
 {
     if (p != NULL) {

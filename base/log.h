@@ -27,6 +27,8 @@ typedef struct agglo_progress agglo_progress;
 /* unit: "images", "steps"; total 0 when unknown. Never fails: on lack of memory returns NULL, which every call accepts. */
 agglo_progress *agglo_progress_begin(const char *label, const char *unit, uint64_t total);
 void agglo_progress_add(agglo_progress *progress, uint64_t n);
+/* How much there will be, where that is found out on the way; 0: not known. */
+void agglo_progress_total(agglo_progress *progress, uint64_t total);
 /* What part of the work is done, 0 to 1, where it is not the count that says so: for the bar and the time left. */
 void agglo_progress_share(agglo_progress *progress, double share);
 /* A short note behind the bar, such as "loss 0.4312"; replaces the last one. */

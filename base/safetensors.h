@@ -74,7 +74,10 @@ agglo_status agglo_st_stream_add(agglo_st_stream *stream, const char *name, aggl
                                  const int64_t *shape, const void *data, agglo_err *err);
 /* Bytes so far, header and data. */
 uint64_t agglo_st_stream_size(const agglo_st_stream *stream);
-/* The file appears under its name, whole and synced. The object is freed whatever happens; on failure nothing remains. */
+/* No tensor comes any more: the file is whole and synced, under its temporary name, and holds no descriptor, so that many can be committed
+ * together. Afterwards only commit, abort, size. On a failure only abort. */
+agglo_status agglo_st_stream_seal(agglo_st_stream *stream, agglo_err *err);
+/* Sealed, if it is not. The file appears under its name, whole and synced. The object is freed whatever happens; on failure nothing remains. */
 agglo_status agglo_st_stream_commit(agglo_st_stream *stream, agglo_err *err);
 void agglo_st_stream_abort(agglo_st_stream *stream); /* nothing remains; NULL is fine */
 

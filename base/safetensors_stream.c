@@ -119,7 +119,7 @@ agglo_status agglo_st_stream_add(agglo_st_stream *s, const char *name, agglo_dty
 
 uint64_t agglo_st_stream_size(const agglo_st_stream *s)
 {
-    return agglo_new_file_size(s->data) + agglo_new_file_size(s->header);
+    return agglo_new_file_size(s->data) + (s->header != NULL ? agglo_new_file_size(s->header) : 0);
 }
 
 static agglo_status finish_header(agglo_st_stream *s, agglo_err *err)
@@ -140,16 +140,34 @@ static agglo_status finish_header(agglo_st_stream *s, agglo_err *err)
     return agglo_new_file_rewrite(s->header, 0, prefix, sizeof prefix, err);
 }
 
+static agglo_status cannot_write(const agglo_st_stream *s, agglo_err *err)
+{
+    return agglo_doing(err, "cannot write safetensors file %s", s->path);
+}
+
+agglo_status agglo_st_stream_seal(agglo_st_stream *s, agglo_err *err)
+{
+    if (s->header == NULL) {
+        return AGGLO_OK;
+    }
+    if (finish_header(s, err) != AGGLO_OK || agglo_new_file_prepend(s->data, s->header, err) != AGGLO_OK ||
+        agglo_new_file_seal(s->data, err) != AGGLO_OK) {
+        return cannot_write(s, err);
+    }
+    agglo_new_file_abort(s->header);
+    s->header = NULL;
+    return AGGLO_OK;
+}
+
 agglo_status agglo_st_stream_commit(agglo_st_stream *s, agglo_err *err)
 {
-    if (finish_header(s, err) == AGGLO_OK && agglo_new_file_prepend(s->data, s->header, err) == AGGLO_OK) {
+    if (agglo_st_stream_seal(s, err) == AGGLO_OK) {
         agglo_new_file *data = s->data;
 
         s->data = NULL;
-        agglo_new_file_commit(data, err);
-    }
-    if (err->status != AGGLO_OK) {
-        agglo_doing(err, "cannot write safetensors file %s", s->path);
+        if (agglo_new_file_commit(data, err) != AGGLO_OK) {
+            cannot_write(s, err);
+        }
     }
     agglo_st_stream_abort(s);
     return err->status;

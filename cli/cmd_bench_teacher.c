@@ -283,6 +283,9 @@ static agglo_status run(agglo_cli *cli, agglo_err *err)
     if (weights == NULL && arch == NULL) {
         return agglo_fail(err, AGGLO_E_CONFIG, "--weights FILE or --arch NAME is missing");
     }
+    if (lines && cli->json) {
+        return agglo_fail(err, AGGLO_E_CONFIG, "--lines and --json do not go together: lines are no JSON object");
+    }
     if (open_model(&b, cli, err) != AGGLO_OK || run_model(&b, err) != AGGLO_OK) {
         goto done;
     }

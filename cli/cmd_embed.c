@@ -8,22 +8,20 @@
 #include "cli/embed_out.h"
 #include "cli/features.h"
 
-static const char *weights, *arch, *act, *head, *out_path;
-static int64_t size, batch, most;
+static agglo_model_args args;
+static const char *arch, *out_path;
+static int64_t batch, most;
 static bool summary_only, neck;
 static int dtype_option, pos_option, precision_option;
 
 static const agglo_option options[] = {
-    {"weights", AGGLO_OPTION_STRING, &weights, "FILE", "a teacher's or a student's safetensors", 0, 0},
+    AGGLO_MODEL_OPTIONS(args, "a teacher's or a student's safetensors"),
     {"arch", AGGLO_OPTION_STRING, &arch, "NAME", "what the file must be (recognised)", 0, 0},
-    {"head", AGGLO_OPTION_STRING, &head, "NAME", "a student's head for this teacher (its backbone)", 0, 0},
-    {"size", AGGLO_OPTION_INT, &size, "N", "side of the input, pixels (the model's own)", 1, 8192},
     {"out", AGGLO_OPTION_STRING, &out_path, "FILE.safetensors|DIR", "one file, or a folder of .npy files", 0, 0},
     {"summary-only", AGGLO_OPTION_FLAG, &summary_only, NULL, "no spatial features", 0, 0},
     {"dtype", AGGLO_OPTION_CHOICE, &dtype_option, "fp32|fp16", "how features are stored (fp32)", 0, 0},
     {"pos-interp", AGGLO_OPTION_CHOICE, &pos_option, "auto|hub|hf",
      "whose rule resamples a teacher's positions at another size (auto)", 0, 0},
-    {"act", AGGLO_OPTION_STRING, &act, "gelu|quick_gelu", "a teacher's activation (as its files state)", 0, 0},
     {"precision", AGGLO_OPTION_CHOICE, &precision_option, "fp32|bf16", "what a teacher computes with (fp32)", 0, 0},
     {"neck", AGGLO_OPTION_FLAG, &neck, NULL, "SAM: spatial features behind the neck", 0, 0},
     {"batch", AGGLO_OPTION_INT, &batch, "N", "pictures in one run of the model (32 at 224 pixels)", 1, 4096},
@@ -39,17 +37,16 @@ static agglo_status take(void *context, const agglo_picture *picture, const floa
 /* What the features are of: a new object of texts. */
 static json_t *facts_of(const agglo_encoder_info *info)
 {
-    static const char *const fits[] = {"crop", "squash", "pad"};
     json_t *facts =
         json_pack("{s:s, s:s, s:s, s:s, s:s, s:s}", "arch", info->arch, "weights_sha256", info->weights, "options",
-                  info->options, "fit", fits[info->preprocess.fit], "dtype", dtype_option == 1 ? "fp16" : "fp32",
-                  "outputs", summary_only ? "summary" : "summary,spatial");
+                  info->options, "fit", agglo_fit_name(info->preprocess.fit), "dtype",
+                  dtype_option == 1 ? "fp16" : "fp32", "outputs", summary_only ? "summary" : "summary,spatial");
     char number[16];
 
     snprintf(number, sizeof number, "%d", info->preprocess.size);
     json_object_set_new(facts, "size", json_string(number));
-    if (head != NULL) {
-        json_object_set_new(facts, "head", json_string(head));
+    if (args.head != NULL) {
+        json_object_set_new(facts, "head", json_string(args.head));
     }
     return facts;
 }
@@ -90,7 +87,7 @@ static void print_report(const agglo_cli *cli, const agglo_encoder_info *info, c
 
 static agglo_status run(agglo_cli *cli, agglo_err *err)
 {
-    agglo_encoder_options model = agglo_encoder_options_default(weights);
+    agglo_encoder_options model = agglo_model_args_options(&args);
     agglo_embed_options how = {.batch = (int)batch, .spatial = !summary_only, .label = "embed"};
     agglo_pictures_report report = {0};
     agglo_backend *backend = NULL;
@@ -102,18 +99,15 @@ static agglo_status run(agglo_cli *cli, agglo_err *err)
     double begun = agglo_now();
     char *spool_dir = NULL;
 
-    model.head = head;
     model.model.arch = arch;
-    model.model.act = act;
-    model.model.size = (int)size;
     model.model.max_batch = (int)batch;
     model.model.pos_interp = (agglo_pos_interp)pos_option;
     model.model.precision = precision_option == 1 ? AGGLO_BF16 : AGGLO_F32;
     model.model.neck = neck;
     how.n_workers = cli->threads > 0 ? (int)cli->threads : agglo_cores();
-    if (weights == NULL || out_path == NULL || out_path[0] == '\0') {
+    if (args.weights == NULL || out_path == NULL || out_path[0] == '\0') {
         agglo_fail(err, AGGLO_E_CONFIG, "--%s is missing",
-                   weights == NULL ? "weights FILE" : "out FILE.safetensors|DIR");
+                   args.weights == NULL ? "weights FILE" : "out FILE.safetensors|DIR");
         goto done;
     }
     if (agglo_embed_out_is_file(out_path) && agglo_path_is_dir(out_path)) {
@@ -166,7 +160,8 @@ const agglo_command agglo_cmd_embed = {
         "KEY.summary.npy and KEY.spatial.npy in a folder. KEY is the key in the tar or dataset, or the path below the "
         "folder without its\n"
         "extension; one that came before gets ~ and the picture's number. Pictures that cannot be read are named and "
-        "left out.",
+        "left out.\n"
+        "Safetensors files appear together when all is done; a run that was stopped begins anew.",
     .example = "agglo embed --weights dinov2-base/model.safetensors photos --out features.safetensors",
     .options = options,
     .n_options = AGGLO_COUNT(options),

@@ -5,17 +5,15 @@
 #include "cli/features.h"
 #include "student/eval_knn.h"
 
-static const char *train_dir, *val_dir, *weights, *head, *act;
-static int64_t k = 20, size;
+static const char *train_dir, *val_dir;
+static agglo_model_args args;
+static int64_t k = 20;
 static double temperature = 0.07;
 
 static const agglo_option options[] = {
     {"train", AGGLO_OPTION_STRING, &train_dir, "DATASET", "labelled pictures that vote", 0, 0},
     {"val", AGGLO_OPTION_STRING, &val_dir, "DATASET", "labelled pictures to classify", 0, 0},
-    {"weights", AGGLO_OPTION_STRING, &weights, "FILE", "a teacher's or a student's safetensors", 0, 0},
-    {"head", AGGLO_OPTION_STRING, &head, "NAME", "a student's head for this teacher (its backbone)", 0, 0},
-    {"size", AGGLO_OPTION_INT, &size, "N", "side of the input, pixels (the model's own)", 1, 8192},
-    {"act", AGGLO_OPTION_STRING, &act, "gelu|quick_gelu", "a teacher's activation (as its files state)", 0, 0},
+    AGGLO_MODEL_OPTIONS(args, "a teacher's or a student's safetensors"),
     {"k", AGGLO_OPTION_INT, &k, "N", "neighbours (20)", 1, 100000},
     {"temperature", AGGLO_OPTION_DOUBLE, &temperature, "T", "a neighbour votes exp(similarity / T) (0.07)", 1e-3, 1e3},
 };
@@ -34,7 +32,7 @@ static agglo_status run(agglo_cli *cli, agglo_err *err)
 {
     agglo_knn_config config = agglo_knn_config_default();
     agglo_backend *backend = NULL;
-    agglo_encoder_options model = agglo_encoder_options_default(weights);
+    agglo_encoder_options model = agglo_model_args_options(&args);
     agglo_encoder encoder = {0};
     agglo_dataset *train = NULL, *val = NULL;
     agglo_features bank = {0}, queries = {0};
@@ -42,15 +40,12 @@ static agglo_status run(agglo_cli *cli, agglo_err *err)
     int n_workers = cli->threads > 0 ? (int)cli->threads : agglo_cores();
     double top1;
 
-    if (train_dir == NULL || val_dir == NULL || weights == NULL) {
+    if (train_dir == NULL || val_dir == NULL || args.weights == NULL) {
         return agglo_fail(err, AGGLO_E_CONFIG, "--%s is missing",
                           train_dir == NULL ? "train DATASET"
                           : val_dir == NULL ? "val DATASET"
                                             : "weights FILE");
     }
-    model.head = head;
-    model.model.size = (int)size;
-    model.model.act = act;
     config.k = (int)k;
     config.temperature = temperature;
     if (agglo_dataset_open(&train, &train_dir, 1, err) != AGGLO_OK ||
@@ -72,19 +67,19 @@ static agglo_status run(agglo_cli *cli, agglo_err *err)
     top1 = (double)correct / (double)queries.n;
     if (cli->json) {
         json_t *object = json_pack(
-            "{s:s, s:s, s:f, s:I, s:I, s:I, s:I, s:I, s:f}", "weights", weights, "arch", encoder.info.arch, "top1",
+            "{s:s, s:s, s:f, s:I, s:I, s:I, s:I, s:I, s:f}", "weights", args.weights, "arch", encoder.info.arch, "top1",
             top1, "correct", (json_int_t)correct, "n_train", (json_int_t)bank.n, "n_val", (json_int_t)queries.n,
             "n_bad", (json_int_t)(bank.n_bad + queries.n_bad), "k", (json_int_t)k, "temperature", temperature);
 
-        if (head != NULL) {
-            json_object_set_new(object, "head", json_string(head));
+        if (args.head != NULL) {
+            json_object_set_new(object, "head", json_string(args.head));
         }
         agglo_print_json(object);
         json_decref(object);
     } else {
-        printf("%s%s%s: k-NN top-1 %.4f (%s of %s; bank of %s, k %d)\n", weights, head != NULL ? ", head " : "",
-               head != NULL ? head : "", top1, agglo_show_int(correct), agglo_show_int(queries.n),
-               agglo_show_int(bank.n), config.k);
+        printf("%s%s%s: k-NN top-1 %.4f (%s of %s; bank of %s, k %d)\n", args.weights,
+               args.head != NULL ? ", head " : "", args.head != NULL ? args.head : "", top1, agglo_show_int(correct),
+               agglo_show_int(queries.n), agglo_show_int(bank.n), config.k);
         if (bank.n_bad + queries.n_bad > 0) {
             printf("  %s pictures could not be read and were left out\n", agglo_show_int(bank.n_bad + queries.n_bad));
         }

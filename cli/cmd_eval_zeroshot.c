@@ -2,25 +2,23 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/log.h"
+#include "base/stop.h"
 #include "cli/cli.h"
 #include "cli/features.h"
 #include "student/eval_zeroshot.h"
 
-static const char *val_dir, *weights, *text_path, *head, *act;
-static int64_t size;
+static const char *val_dir, *text_path;
+static agglo_model_args args;
 static int labels_option;
 
 static const agglo_option options[] = {
     {"val", AGGLO_OPTION_STRING, &val_dir, "DATASET", "labelled pictures to classify", 0, 0},
-    {"weights", AGGLO_OPTION_STRING, &weights, "FILE", "a CLIP's, or a student's safetensors", 0, 0},
+    AGGLO_MODEL_OPTIONS(args, "a CLIP's, or a student's safetensors"),
     {"text", AGGLO_OPTION_STRING, &text_path, "FILE.safetensors", "class embeddings: `classes` [classes, dim]", 0, 0},
-    {"head", AGGLO_OPTION_STRING, &head, "NAME", "a student's head for this teacher (its backbone)", 0, 0},
-    {"size", AGGLO_OPTION_INT, &size, "N", "side of the input, pixels (the model's own)", 1, 8192},
-    {"act", AGGLO_OPTION_STRING, &act, "gelu|quick_gelu", "a teacher's activation (as its files state)", 0, 0},
     {"labels", AGGLO_OPTION_CHOICE, &labels_option, "auto|name|number",
      "how a label finds its row: by the name of its class, or as the row's number (auto: by name where dataset and "
-     "text "
-     "have names)",
+     "text have names, else by number)",
      0, 0},
 };
 
@@ -46,6 +44,13 @@ static agglo_status map_labels(mapping *map, const agglo_dataset *dataset, const
         return agglo_fail(err, AGGLO_E_CONFIG, "--labels name: %s has no names of classes",
                           names == NULL ? val_dir : text_path);
     }
+    if (labels_option == 0 && (names == NULL) != (text->names == NULL)) {
+        agglo_log(
+            AGGLO_LOG_WARN,
+            "%s names its classes and %s does not: labels are taken as numbers of rows, which must be in the same "
+            "order (--labels number says that they are)",
+            names != NULL ? val_dir : text_path, names != NULL ? text_path : val_dir);
+    }
     map->by_name = labels_option != 2 && names != NULL && text->names != NULL;
     map->n = map->by_name ? (int64_t)json_array_size(names) : text->n;
     if (map->by_name && (map->rows = agglo_alloc((size_t)map->n, sizeof *map->rows, err)) == NULL) {
@@ -65,20 +70,36 @@ static agglo_status map_labels(mapping *map, const agglo_dataset *dataset, const
     return AGGLO_OK;
 }
 
-/* Labels become rows, in place. */
-static agglo_status apply(const mapping *map, agglo_features *features, agglo_err *err)
+/* Every label of the dataset has a row: known from its index, so before the model runs. */
+static agglo_status check_labels(const mapping *map, const agglo_dataset *dataset, agglo_err *err)
 {
-    for (int64_t i = 0; i < features->n; i++) {
-        int64_t label = features->labels[i];
+    for (uint32_t shard = 0; shard < agglo_dataset_shards(dataset); shard++) {
+        uint32_t n = agglo_dataset_shard(dataset, shard)->n_samples;
+        agglo_err ignored = {0};
 
-        if (label >= map->n) {
-            agglo_fail(err, AGGLO_E_MISMATCH, "a picture has label %lld, there are %lld classes", (long long)label,
-                       (long long)map->n);
-            return agglo_at(err, "%s", val_dir);
+        for (uint32_t i = 0; i < n && agglo_dataset_shard_status(dataset, shard, &ignored) == AGGLO_OK; i++) {
+            agglo_sample sample;
+
+            if (agglo_dataset_sample(dataset, shard, i, &sample, &ignored) == AGGLO_OK && sample.label >= map->n) {
+                agglo_fail(err, AGGLO_E_MISMATCH, "picture %.100s has label %lld, there are %lld classes", sample.key,
+                           (long long)sample.label, (long long)map->n);
+                return agglo_at(err, "%s", val_dir);
+            }
         }
-        features->labels[i] = map->rows != NULL ? map->rows[label] : label;
+        if (agglo_stop_check(err) != AGGLO_OK) {
+            return err->status;
+        }
     }
     return AGGLO_OK;
+}
+
+/* Labels become rows, in place. */
+static void apply(const mapping *map, agglo_features *features)
+{
+    for (int64_t i = 0; i < features->n; i++) {
+        AGGLO_ASSERT(features->labels[i] >= 0 && features->labels[i] < map->n);
+        features->labels[i] = map->rows != NULL ? map->rows[features->labels[i]] : features->labels[i];
+    }
 }
 
 typedef struct score {
@@ -117,24 +138,24 @@ static void report(const agglo_cli *cli, const agglo_encoder_info *info, const a
     double n = (double)features->n;
 
     if (cli->json) {
-        json_t *object = json_pack("{s:s, s:s, s:s, s:f, s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:s}", "weights", weights,
-                                   "arch", info->arch, "text", text_path, "top1", (double)s->top1 / n, "top5",
-                                   (double)s->top5 / n, "mean_per_class", s->mean_per_class, "correct",
+        json_t *object = json_pack("{s:s, s:s, s:s, s:f, s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:s}", "weights",
+                                   args.weights, "arch", info->arch, "text", text_path, "top1", (double)s->top1 / n,
+                                   "top5", (double)s->top5 / n, "mean_per_class", s->mean_per_class, "correct",
                                    (json_int_t)s->top1, "n_val", (json_int_t)features->n, "n_bad",
                                    (json_int_t)features->n_bad, "n_unlabelled", (json_int_t)features->n_unlabelled,
                                    "classes", (json_int_t)text->n, "labels", by_name ? "name" : "number");
 
-        if (head != NULL) {
-            json_object_set_new(object, "head", json_string(head));
+        if (args.head != NULL) {
+            json_object_set_new(object, "head", json_string(args.head));
         }
         agglo_print_json(object);
         json_decref(object);
         return;
     }
     printf("%s%s%s: zero-shot top-1 %.4f, top-5 %.4f, mean per class %.4f (%s of %s; %s classes, labels by %s)\n",
-           weights, head != NULL ? ", head " : "", head != NULL ? head : "", (double)s->top1 / n, (double)s->top5 / n,
-           s->mean_per_class, agglo_show_int(s->top1), agglo_show_int(features->n), agglo_show_int(text->n),
-           by_name ? "name" : "number");
+           args.weights, args.head != NULL ? ", head " : "", args.head != NULL ? args.head : "", (double)s->top1 / n,
+           (double)s->top5 / n, s->mean_per_class, agglo_show_int(s->top1), agglo_show_int(features->n),
+           agglo_show_int(text->n), by_name ? "name" : "number");
     if (features->n_bad > 0) {
         printf("  %s pictures could not be read and were left out\n", agglo_show_int(features->n_bad));
     }
@@ -153,7 +174,7 @@ static agglo_status read_text(agglo_class_text *text, agglo_err *err)
 
 static agglo_status run(agglo_cli *cli, agglo_err *err)
 {
-    agglo_encoder_options model = agglo_encoder_options_default(weights);
+    agglo_encoder_options model = agglo_model_args_options(&args);
     agglo_backend *backend = NULL;
     agglo_encoder encoder = {0};
     agglo_dataset *val = NULL;
@@ -163,15 +184,12 @@ static agglo_status run(agglo_cli *cli, agglo_err *err)
     score s = {0};
     mapping map = {0};
 
-    if (val_dir == NULL || weights == NULL || text_path == NULL) {
+    if (val_dir == NULL || args.weights == NULL || text_path == NULL) {
         return agglo_fail(err, AGGLO_E_CONFIG, "--%s is missing",
-                          val_dir == NULL   ? "val DATASET"
-                          : weights == NULL ? "weights FILE"
-                                            : "text FILE.safetensors");
+                          val_dir == NULL        ? "val DATASET"
+                          : args.weights == NULL ? "weights FILE"
+                                                 : "text FILE.safetensors");
     }
-    model.head = head;
-    model.model.size = (int)size;
-    model.model.act = act;
     if (read_text(&text, err) != AGGLO_OK || agglo_dataset_open(&val, &val_dir, 1, err) != AGGLO_OK ||
         agglo_backend_open(&backend, cli->device, (int)cli->threads, err) != AGGLO_OK ||
         agglo_encoder_open(&encoder, backend, &model, err) != AGGLO_OK) {
@@ -183,7 +201,7 @@ static agglo_status run(agglo_cli *cli, agglo_err *err)
         agglo_at(err, "%s", text_path);
         goto done;
     }
-    if (map_labels(&map, val, &text, err) != AGGLO_OK ||
+    if (map_labels(&map, val, &text, err) != AGGLO_OK || check_labels(&map, val, err) != AGGLO_OK ||
         agglo_features_of(&features, &encoder, val, val_dir, cli->threads > 0 ? (int)cli->threads : agglo_cores(),
                           err) != AGGLO_OK) {
         goto done;
@@ -194,8 +212,9 @@ static agglo_status run(agglo_cli *cli, agglo_err *err)
         agglo_at(err, "%s", val_dir);
         goto done;
     }
+    apply(&map, &features);
     rank = agglo_alloc((size_t)features.n, sizeof *rank, err);
-    if (rank == NULL || apply(&map, &features, err) != AGGLO_OK ||
+    if (rank == NULL ||
         agglo_eval_zeroshot(backend, &text, features.summary, features.labels, features.n, rank, err) != AGGLO_OK ||
         count(&features, rank, text.n, &s, err) != AGGLO_OK) {
         goto done;

@@ -45,11 +45,6 @@ static agglo_status add_student(json_t *object, const agglo_safetensors *st, agg
     return err->status;
 }
 
-static const char *fit_name(agglo_fit fit)
-{
-    return fit == AGGLO_FIT_SQUASH ? "squash" : fit == AGGLO_FIT_PAD ? "pad" : "crop";
-}
-
 static agglo_status add_teacher(json_t *object, const agglo_weights *weights, agglo_err *err)
 {
     agglo_teacher_file file;
@@ -80,11 +75,11 @@ static agglo_status add_teacher(json_t *object, const agglo_weights *weights, ag
         json_object_set_new(config, "global_layers", json_string(agglo_teacher_global_text(c, list, sizeof list)));
         json_object_set_new(config, "neck", json_integer(c->neck));
     }
-    json_object_set_new(object, "preprocess",
-                        json_pack("{s:i, s:s, s:s, s:[f,f,f], s:[f,f,f]}", "size", c->image, "fit", fit_name(c->fit),
-                                  "filter", c->filter == AGGLO_BILINEAR ? "bilinear" : "bicubic", "mean",
-                                  (double)c->mean[0], (double)c->mean[1], (double)c->mean[2], "std", (double)c->std[0],
-                                  (double)c->std[1], (double)c->std[2]));
+    json_object_set_new(
+        object, "preprocess",
+        json_pack("{s:i, s:s, s:s, s:[f,f,f], s:[f,f,f]}", "size", c->image, "fit", agglo_fit_name(c->fit), "filter",
+                  c->filter == AGGLO_BILINEAR ? "bilinear" : "bicubic", "mean", (double)c->mean[0], (double)c->mean[1],
+                  (double)c->mean[2], "std", (double)c->std[0], (double)c->std[1], (double)c->std[2]));
     json_object_set_new(object, "said_by",
                         json_pack("{s:s, s:s, s:s}", "heads", file.heads_from, "act",
                                   c->swiglu ? "the tensors" : file.act_from, "pixels", file.pixels_from));

@@ -42,7 +42,7 @@ typedef struct embed {
     agglo_extent *extents;  /* [batch]; NULL: the model never pads */
     float *summary, *spatial;
     size_t n_pixels, n_spatial;
-    uint64_t n_done;
+    uint64_t n_done, n_expected;
 } embed;
 
 int agglo_embed_batch(const agglo_encoder *encoder)
@@ -178,6 +178,17 @@ static agglo_status collect(embed *e, job *j, agglo_err *err)
     return e->filled == e->batch ? flush(e, err) : AGGLO_OK;
 }
 
+/* A folder's or a tar's number of pictures is known once it is open. */
+static void show_total(embed *e)
+{
+    uint64_t n = agglo_pictures_expected(e->pictures);
+
+    if (n != e->n_expected) {
+        e->n_expected = n;
+        agglo_progress_total(e->progress, n);
+    }
+}
+
 static agglo_status run(embed *e, agglo_err *err)
 {
     bool more = true;
@@ -188,6 +199,7 @@ static agglo_status run(embed *e, agglo_err *err)
         while (more && err->status == AGGLO_OK && (slot = agglo_ring_claim(e->ring, false)) != NULL) {
             if (agglo_pictures_next(e->pictures, &((job *)slot)->picture, &more, err) == AGGLO_OK && more) {
                 agglo_ring_submit(e->ring);
+                show_total(e);
             } /* a claimed slot that is not submitted is simply claimed again */
         }
         if (err->status != AGGLO_OK || agglo_ring_take(e->ring, &slot, err) != AGGLO_OK || slot == NULL) {
@@ -232,7 +244,8 @@ agglo_status agglo_embed(const agglo_encoder *encoder, agglo_pictures *pictures,
 
     AGGLO_ASSERT(options->n_workers >= 1 && options->batch >= 0);
     if (make(&e, err) == AGGLO_OK) {
-        e.progress = agglo_progress_begin(options->label, "images", agglo_pictures_expected(pictures));
+        e.n_expected = agglo_pictures_expected(pictures);
+        e.progress = agglo_progress_begin(options->label, "images", e.n_expected);
         run(&e, err);
         agglo_progress_end(e.progress);
     }

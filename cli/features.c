@@ -14,6 +14,16 @@ agglo_encoder_options agglo_encoder_options_default(const char *weights)
     return options;
 }
 
+agglo_encoder_options agglo_model_args_options(const agglo_model_args *args)
+{
+    agglo_encoder_options options = agglo_encoder_options_default(args->weights);
+
+    options.head = args->head;
+    options.model.act = args->act;
+    options.model.size = (int)args->size;
+    return options;
+}
+
 static agglo_status open_student(agglo_encoder *out, agglo_backend *backend, const agglo_encoder_options *o,
                                  agglo_err *err)
 {
@@ -35,7 +45,7 @@ static agglo_status open_student(agglo_encoder *out, agglo_backend *backend, con
         return err->status;
     }
     if (m->arch != NULL && strcmp(m->arch, out->info.arch) != 0 && strcmp(m->arch, out->info.family) != 0) {
-        agglo_fail(err, AGGLO_E_MISMATCH, "the student is %s, not %s", out->info.arch, m->arch);
+        agglo_fail(err, AGGLO_E_CONFIG, "the student is %s, not %s", out->info.arch, m->arch);
         agglo_encoder_clear(out);
         return agglo_at(err, "%s", m->weights);
     }

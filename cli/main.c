@@ -142,7 +142,10 @@ int main(int argc, char **argv)
     if (command == NULL || asked(argc, argv, "--version")) {
         int at = command == NULL ? first_word(argc, argv) : argc;
 
-        if (at < argc && (asked(argc, argv, "--help") || asked(argc, argv, "-h")) && help_group(argv[at])) {
+        bool alone =
+            at + 1 >= argc || argv[at + 1][0] == '-'; /* "inspect", with no word behind it that is no command */
+
+        if (at < argc && alone && (asked(argc, argv, "--help") || asked(argc, argv, "-h")) && help_group(argv[at])) {
             return flush_output(0);
         } else if (at < argc) {
             unknown_command(argc - at, argv + at, &err);

@@ -166,6 +166,17 @@ static agglo_status add_shards(agglo_dataset *d, uint32_t k, agglo_err *err)
     return AGGLO_OK;
 }
 
+bool agglo_dataset_is(const char *path, agglo_err *err)
+{
+    char *file = agglo_path_join(path, AGGLO_DATASET_FILE, err),
+         *shards = agglo_path_join(path, AGGLO_DATASET_SHARDS, err);
+    bool is = file != NULL && shards != NULL && agglo_path_exists(file) && agglo_path_is_dir(shards);
+
+    agglo_free(file);
+    agglo_free(shards);
+    return is;
+}
+
 agglo_status agglo_dataset_open(agglo_dataset **out, const char *const *paths, size_t n_paths, agglo_err *err)
 {
     agglo_dataset *d = agglo_alloc(1, sizeof *d, err);

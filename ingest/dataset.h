@@ -37,6 +37,9 @@ typedef struct agglo_sample {
     agglo_bytes json, caption; /* side-cars in the shard; size 0: none */
 } agglo_sample;
 
+/* Does this folder look like a dataset: dataset.json beside shards? A failed allocation is an error, and false. */
+bool agglo_dataset_is(const char *path, agglo_err *err);
+
 /* Open one or more dataset directories. Index and shard sizes are checked; AGGLO_E_DATA names the file. A shard that is missing or whose
  * size differs is remembered as bad, not an error: agglo_dataset_shard_status tells. */
 agglo_status agglo_dataset_open(agglo_dataset **out, const char *const *paths, size_t n_paths, agglo_err *err);

@@ -5,6 +5,7 @@
 #include "ingest/dataset.h"
 
 #define AGGLO_DATASET_FILE     "dataset.json"
+#define AGGLO_DATASET_SHARDS   "shards"
 #define AGGLO_DATASET_VERSION  2
 #define AGGLO_DATASET_JSON_MAX ((size_t)1 << 30)
 

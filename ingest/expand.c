@@ -2,8 +2,11 @@
 #include <glob.h>
 #include <stdio.h>
 
+#include "ingest/dataset.h"
+#include "ingest/dataset_impl.h"
 #include "ingest/ingest.h"
 #include "ingest/sample.h"
+#include "ingest/source.h"
 
 #define MAX_SOURCES 10000000
 
@@ -36,21 +39,6 @@ static agglo_status append(path_list *list, const char *path, agglo_err *err)
     return list->items[list->n++] == NULL ? err->status : AGGLO_OK;
 }
 
-static bool is_tar_name(const char *name)
-{
-    static const char *const ends[] = {".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.zstd"};
-    size_t n = strlen(name);
-
-    for (size_t i = 0; i < AGGLO_COUNT(ends); i++) {
-        size_t m = strlen(ends[i]);
-
-        if (n > m && strcmp(name + n - m, ends[i]) == 0) {
-            return true;
-        }
-    }
-    return false;
-}
-
 /* All tars of a folder; how many there are comes out of list->n. */
 static agglo_status append_tars(path_list *list, const char *dir, agglo_err *err)
 {
@@ -64,7 +52,7 @@ static agglo_status append_tars(path_list *list, const char *dir, agglo_err *err
         char *path;
         agglo_status status;
 
-        if (!is_tar_name(names[i]) || names[i][0] == '.') {
+        if (!agglo_is_tar_name(names[i]) || names[i][0] == '.') {
             continue;
         }
         path = agglo_path_join(dir, names[i], err);
@@ -110,22 +98,20 @@ static agglo_status append_dir(path_list *list, const char *dir, agglo_err *err)
 {
     enum { SEARCH_DEPTH = 4 };
     size_t before = list->n;
-    char *dataset, *shards;
 
     if (append_tars(list, dir, err) != AGGLO_OK || list->n > before) {
         return err->status;
     }
-    dataset = agglo_path_join(dir, "dataset.json", err);
-    shards = agglo_path_join(dir, "shards", err);
-    if (dataset != NULL && shards != NULL && agglo_path_exists(dataset) && agglo_path_is_dir(shards)) {
+    if (agglo_dataset_is(dir, err)) {
+        char *shards = list->keep_datasets ? NULL : agglo_path_join(dir, AGGLO_DATASET_SHARDS, err);
+
         if (list->keep_datasets) {
             append(list, dir, err);
-        } else {
+        } else if (shards != NULL) {
             append_tars(list, shards, err);
         }
+        agglo_free(shards);
     }
-    agglo_free(dataset);
-    agglo_free(shards);
     if (err->status != AGGLO_OK || list->n > before) {
         return err->status;
     }

@@ -11,6 +11,7 @@
 #include "base/pool.h"
 #include "base/ring.h"
 #include "base/stop.h"
+#include "ingest/dataset_impl.h"
 #include "ingest/ingest_impl.h"
 #include "ingest/select.h"
 
@@ -531,7 +532,7 @@ agglo_status agglo_ingest(const char *const *paths, size_t n_paths, const agglo_
     if (check_options(options, err) != AGGLO_OK) {
         goto done;
     }
-    shards_dir = agglo_path_join(options->out, "shards", err);
+    shards_dir = agglo_path_join(options->out, AGGLO_DATASET_SHARDS, err);
     if (shards_dir == NULL || agglo_make_dirs(shards_dir, err) != AGGLO_OK ||
         check_sources(paths, n_paths, options->out, err) != AGGLO_OK ||
         (sources = agglo_alloc(n_paths, sizeof *sources, err)) == NULL) {

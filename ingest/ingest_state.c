@@ -597,7 +597,7 @@ agglo_status agglo_ingest_state_open(agglo_ingest_state *s, agglo_ingest_source 
         (s->index_path = agglo_path_join(out, AGGLO_INDEX_FILE, err)) == NULL ||
         (s->rejects_path = agglo_path_join(out, AGGLO_REJECTS_FILE, err)) == NULL ||
         (s->contents_path = agglo_path_join(out, CONTENTS_FILE, err)) == NULL ||
-        (s->shards_dir = agglo_path_join(out, "shards", err)) == NULL) {
+        (s->shards_dir = agglo_path_join(out, AGGLO_DATASET_SHARDS, err)) == NULL) {
         return err->status;
     }
     found = agglo_path_exists(s->dataset_path);

@@ -14,31 +14,26 @@
 #include "ingest/sample.h"
 #include "ingest/source.h"
 
-/* A file of a folder, or the one that is a source by itself. */
-typedef struct entry {
-    const char *key;
-    uint64_t offset, n_bytes;
-} entry;
-
 typedef struct agglo_pictures_source {
     const char *path; /* the list's */
     int n_in_use;     /* pictures, and the list itself while it reads on */
     agglo_source source;
-    agglo_grouping *grouping; /* of a tar */
-    agglo_arena *texts;       /* of the entries' keys */
-    entry *entries;           /* of a folder */
-    size_t n_entries, room, at;
+    agglo_grouping *grouping;  /* of a tar */
+    size_t at;                 /* the next group, or file of a folder */
+    size_t n_pictures, n_seen; /* of a folder; samples of a dataset */
+    char *key;                 /* of a file by itself; NULL: it is another kind, or was given */
     bool is_file;
+    uint64_t n_bytes; /* of a file by itself */
     const agglo_dataset *dataset;
     agglo_dataset *own_dataset;
     uint32_t shard, ordinal;
-    bool named; /* that this shard has samples that cannot be read */
 } source;
 
 struct agglo_pictures {
     agglo_arena *texts; /* of the paths */
     char **paths;
     size_t n_paths, at;
+    size_t sure_from; /* from this path on, all are single pictures by their names */
     char *spool_dir;
     source *current; /* NULL: none is open */
     const agglo_dataset *dataset;
@@ -102,8 +97,7 @@ static void free_source(source *s)
     }
     agglo_dataset_close(s->own_dataset);
     agglo_grouping_free(s->grouping);
-    agglo_arena_free(s->texts);
-    agglo_free(s->entries);
+    agglo_free(s->key);
     agglo_free(s);
 }
 
@@ -114,28 +108,22 @@ static void put_back(source *s)
     }
 }
 
-static agglo_status add_entry(source *s, const char *key, size_t n_key, uint64_t offset, uint64_t n_bytes,
-                              agglo_err *err)
+/* A picture by its extension, which begins at the first dot in a tar and at the last one in a folder. */
+static bool named_as_picture(const char *name, bool folder)
 {
-    entry *e;
+    const char *base = agglo_path_base(name), *dot = folder ? strrchr(base, '.') : strchr(base, '.');
 
-    if (s->n_entries == s->room) {
-        size_t room = s->room * 2 + 16;
-        entry *entries = agglo_realloc(s->entries, s->room * sizeof *entries, room * sizeof *entries, err);
+    return dot != NULL && agglo_is_image_ext(dot + 1);
+}
 
-        if (entries == NULL) {
-            return err->status;
-        }
-        s->entries = entries;
-        s->room = room;
-    }
-    e = &s->entries[s->n_entries];
-    *e = (entry){agglo_arena_text(s->texts, key, n_key, err), offset, n_bytes};
-    if (e->key == NULL) {
-        return err->status;
-    }
-    s->n_entries++;
-    return AGGLO_OK;
+/* Whether a folder's file is one of its pictures, and how much of its name is the key. Every picture is one of its own: a.jpg and a.png may
+ * stand side by side. */
+static bool is_folder_picture(const agglo_source_member *member, size_t *n_key)
+{
+    const char *dot = strchr(agglo_path_base(member->name), '.'); /* what is hidden is unsupported */
+
+    *n_key = dot != NULL ? (size_t)(dot - member->name) : 0;
+    return member->unsupported == NULL && dot != NULL && agglo_is_image_ext(dot + 1);
 }
 
 typedef struct visitor {
@@ -143,34 +131,75 @@ typedef struct visitor {
     source *source;
 } visitor;
 
+static agglo_status lose_below(agglo_pictures *p, const char *path, const agglo_source_member *member, agglo_err *err)
+{
+    char *full = agglo_path_join(path, member->name, err);
+
+    if (full != NULL) {
+        lose(p, full, member->unsupported);
+    }
+    agglo_free(full);
+    return err->status;
+}
+
+/* A member that is no plain file, or whose name is no name: what would have been a picture is rejected. Of what is left out by rule (docs/embed.md:
+ * hidden files, links to folders) nothing is said. */
+static void pass_over(agglo_pictures *p, const source *s, const agglo_source_member *member, const char *why)
+{
+    bool folder = s->source.folder != NULL, hidden = folder && agglo_path_base(member->name)[0] == '.';
+    char name[256];
+
+    snprintf(name, sizeof name, "%.250s", member->name);
+    if (!hidden && named_as_picture(member->name, folder)) {
+        reject_because(p, s->path, name, why);
+    } else {
+        agglo_log(AGGLO_LOG_DEBUG, "passed over %s of %s: %s", name, s->path, why);
+    }
+}
+
 static agglo_status visit(void *context, const agglo_source_member *member, agglo_err *err)
 {
     const visitor *v = context;
+    agglo_pictures *p = v->list;
     source *s = v->source;
     const char *reason = NULL;
-    size_t n_key = 0;
+    size_t n_key;
 
     if (agglo_stop_check(err) != AGGLO_OK || member->directory) {
         return err->status;
     }
-    if (member->unsupported != NULL || strlen(member->name) > v->list->max_name) {
-        agglo_log(AGGLO_LOG_DEBUG, "passed over %.200s of %s: %s", member->name, s->path,
-                  member->unsupported != NULL ? member->unsupported : "a name too long");
+    if (member->unread) {
+        return lose_below(p, s->path, member, err);
+    }
+    if (member->unsupported != NULL || strlen(member->name) > p->max_name) {
+        pass_over(p, s, member, member->unsupported != NULL ? member->unsupported : "its name is too long");
         return AGGLO_OK;
     }
-    if (s->source.folder == NULL) {
-        if (agglo_grouping_add(s->grouping, member->name, member->offset, member->n_bytes, member->cut, &reason, err) ==
-                AGGLO_OK &&
-            reason != NULL && strcmp(reason, "duplicate_key") == 0) {
-            reject_because(v->list, s->path, member->name, "a picture of this key came before");
-        }
-        return err->status;
+    if (s->source.folder != NULL) {
+        s->n_pictures += is_folder_picture(member, &n_key);
+        return AGGLO_OK;
     }
-    /* in a folder every picture is one of its own: a.jpg and a.png may stand side by side */
-    if (agglo_name_split(member->name, &n_key) == AGGLO_NAME_MEMBER && agglo_is_image_ext(member->name + n_key + 1)) {
-        return add_entry(s, member->name, n_key, member->offset, member->n_bytes, err);
+    if (agglo_grouping_add(s->grouping, member->name, member->offset, member->n_bytes, member->cut, &reason, err) ==
+            AGGLO_OK &&
+        reason != NULL) {
+        pass_over(p, s, member,
+                  strcmp(reason, "duplicate_key") == 0      ? "a picture of this key came before"
+                  : strcmp(reason, "duplicate_member") == 0 ? "a member of this name came before"
+                  : agglo_name_split(member->name, &n_key) == AGGLO_NAME_NO_KEY
+                      ? "there is nothing before its extension"
+                      : "its sample has too many members");
     }
-    return AGGLO_OK;
+    return err->status;
+}
+
+static bool holds_picture(const agglo_source *from)
+{
+    uint8_t head[64];
+    size_t n = from->n_plain < sizeof head ? (size_t)from->n_plain : sizeof head;
+    agglo_err ignored = {0};
+
+    return agglo_source_read(from, 0, head, n, &ignored) == AGGLO_OK &&
+           agglo_image_format_of((agglo_bytes){head, n}) != AGGLO_IMAGE_UNKNOWN;
 }
 
 /* Walk a tar or a folder. What is wrong with it is noted; false: nothing of it can be read, or an error. */
@@ -189,6 +218,10 @@ static bool open_walk(agglo_pictures *p, source *s, agglo_err *err)
         }
         return false;
     }
+    if (strcmp(s->path, "-") == 0 && holds_picture(&s->source)) {
+        lose(p, s->path, "standard input takes a tar, and this is a picture");
+        return false;
+    }
     if (agglo_grouping_new(&s->grouping, err) != AGGLO_OK ||
         agglo_source_unpack(&s->source, p->spool_dir, err) != AGGLO_OK ||
         agglo_source_scan(&s->source, visit, &v, &reason, detail, err) != AGGLO_OK) {
@@ -201,39 +234,25 @@ static bool open_walk(agglo_pictures *p, source *s, agglo_err *err)
 }
 
 /* A picture by its first bytes, or at least no tar: then the decoder says what is wrong with it. */
-static bool is_picture(const uint8_t *head, size_t n, const char *name)
+static bool is_picture(agglo_bytes head, const char *name)
 {
-    static const char *const ends[] = {".tar", ".tgz", ".gz", ".zst", ".zstd"};
-
-    if (agglo_image_format_of((agglo_bytes){head, n}) != AGGLO_IMAGE_UNKNOWN) {
-        return true;
-    }
-    for (size_t i = 0; i < AGGLO_COUNT(ends); i++) {
-        if (strlen(name) > strlen(ends[i]) && strcmp(name + strlen(name) - strlen(ends[i]), ends[i]) == 0) {
-            return false;
-        }
-    }
-    return !(n >= 262 && memcmp(head + 257, "ustar", 5) == 0) && !(n >= 2 && head[0] == 0x1f && head[1] == 0x8b) &&
-           !(n >= 4 && memcmp(head, "\x28\xb5\x2f\xfd", 4) == 0);
+    return agglo_image_format_of(head) != AGGLO_IMAGE_UNKNOWN ||
+           (!agglo_is_tar_name(name) && agglo_packing_of(head) == AGGLO_PACKED_NOT &&
+            !(head.size >= 262 && memcmp(head.data + 257, "ustar", 5) == 0));
 }
 
 /* The key of a file that is named by itself, as a folder gives it. */
-static agglo_status add_file(source *s, uint64_t n_bytes, agglo_err *err)
+static agglo_status name_file(source *s, agglo_err *err)
 {
-    char *name = agglo_strdup(agglo_path_base(s->path), err), *dot;
+    size_t n_key;
 
-    if (name == NULL) {
-        return err->status;
+    s->key = agglo_strdup(agglo_path_base(s->path), err);
+    if (s->key != NULL) {
+        agglo_name_join_stem(s->key);
+        if (agglo_name_split(s->key, &n_key) == AGGLO_NAME_MEMBER) {
+            s->key[n_key] = '\0';
+        }
     }
-    dot = strrchr(name, '.');
-    if (dot != NULL && dot != name) {
-        *dot = '\0';
-    }
-    for (char *c = name; *c != '\0'; c++) {
-        *c = (char)(*c == '.' ? '_' : *c);
-    }
-    add_entry(s, name, strlen(name), 0, n_bytes, err);
-    agglo_free(name);
     return err->status;
 }
 
@@ -252,30 +271,22 @@ static bool open_file(agglo_pictures *p, source *s, bool *lost, agglo_err *err)
         *lost = true;
         lose(p, s->path, "not a regular file");
     } else {
-        s->is_file = is_picture(head, (size_t)n, s->path);
+        s->is_file = is_picture((agglo_bytes){head, (size_t)n}, s->path);
     }
     if (fd >= 0) {
         close(fd);
     }
     if (s->is_file) {
-        add_file(s, (uint64_t)info.st_size, err);
+        s->n_bytes = (uint64_t)info.st_size;
+        name_file(s, err);
     }
     return s->is_file;
 }
 
-static bool is_dataset(const char *path, agglo_err *err)
-{
-    char *file = agglo_path_join(path, "dataset.json", err), *shards = agglo_path_join(path, "shards", err);
-    bool is = file != NULL && shards != NULL && agglo_path_exists(file) && agglo_path_is_dir(shards);
-
-    agglo_free(file);
-    agglo_free(shards);
-    return is;
-}
-
 /* The shards that cannot be read are lost; each is named once. */
-static void open_shards(agglo_pictures *p, const source *s)
+static void open_shards(agglo_pictures *p, source *s)
 {
+    s->n_pictures = (size_t)agglo_dataset_samples(s->dataset);
     for (uint32_t i = 0; i < agglo_dataset_shards(s->dataset); i++) {
         agglo_err reason = {0};
         char line[1024];
@@ -292,8 +303,7 @@ static agglo_status open_next(agglo_pictures *p, agglo_err *err)
     source *s = agglo_alloc(1, sizeof *s, err);
     bool lost = false;
 
-    if (s == NULL || agglo_arena_new(&s->texts, 0, err) != AGGLO_OK) {
-        agglo_free(s);
+    if (s == NULL) {
         return err->status;
     }
     s->n_in_use = 1;
@@ -305,7 +315,7 @@ static agglo_status open_next(agglo_pictures *p, agglo_err *err)
         open_shards(p, s);
     } else {
         s->path = p->paths[p->at++];
-        if (is_dataset(s->path, err)) {
+        if (agglo_dataset_is(s->path, err)) {
             const char *const path = s->path;
             agglo_err bad = {0};
 
@@ -366,10 +376,12 @@ static agglo_status next_of_dataset(agglo_pictures *p, agglo_picture *out, bool 
 
         if (agglo_dataset_shard_status(s->dataset, s->shard, &reason) != AGGLO_OK) {
             p->report.n_rejected += n; /* the shard was named */
+            s->n_seen += n;
             continue;
         }
         while (s->ordinal < n) {
             agglo_err_clear(&reason);
+            s->n_seen++;
             if (agglo_dataset_sample(s->dataset, s->shard, s->ordinal++, &sample, &reason) != AGGLO_OK) {
                 char key[64];
 
@@ -415,23 +427,50 @@ static agglo_status next_of_tar(agglo_pictures *p, agglo_picture *out, bool *fou
     return AGGLO_OK;
 }
 
-static agglo_status next_of_entries(agglo_pictures *p, agglo_picture *out, bool *found, agglo_err *err)
+/* A whole file, if it is not too large. */
+static agglo_status give_file(agglo_pictures *p, agglo_picture *out, const char *key, uint64_t offset, uint64_t n_bytes,
+                              bool *found, agglo_err *err)
+{
+    if (n_bytes > p->max_bytes) {
+        reject_because(p, p->current->path, key, "too many encoded bytes");
+        return AGGLO_OK;
+    }
+    out->offset = offset;
+    out->n_bytes = n_bytes;
+    *found = true;
+    return give(p, out, key, err);
+}
+
+static agglo_status next_of_folder(agglo_pictures *p, agglo_picture *out, bool *found, agglo_err *err)
 {
     source *s = p->current;
 
-    while (s->at < s->n_entries) {
-        const entry *e = &s->entries[s->at++];
+    while (!*found && err->status == AGGLO_OK && s->at < agglo_source_files(&s->source)) {
+        agglo_source_member member;
+        size_t n_key;
+        char *name;
 
-        if (e->n_bytes > p->max_bytes) {
-            reject_because(p, s->path, e->key, "too many encoded bytes");
-        } else {
-            out->offset = e->offset;
-            out->n_bytes = e->n_bytes;
-            *found = true;
-            return give(p, out, e->key, err);
+        if (agglo_source_file(&s->source, s->at++, &member, &name, err) == AGGLO_OK &&
+            is_folder_picture(&member, &n_key) && strlen(name) <= p->max_name) {
+            s->n_seen++;
+            name[n_key] = '\0';
+            give_file(p, out, name, member.offset, member.n_bytes, found, err);
         }
+        agglo_free(name);
     }
-    return AGGLO_OK;
+    return err->status;
+}
+
+static agglo_status next_of_file(agglo_pictures *p, agglo_picture *out, bool *found, agglo_err *err)
+{
+    source *s = p->current;
+
+    if (s->key != NULL) {
+        give_file(p, out, s->key, 0, s->n_bytes, found, err);
+        agglo_free(s->key);
+        s->key = NULL;
+    }
+    return err->status;
 }
 
 agglo_status agglo_pictures_next(agglo_pictures *p, agglo_picture *out, bool *more, agglo_err *err)
@@ -455,8 +494,10 @@ agglo_status agglo_pictures_next(agglo_pictures *p, agglo_picture *out, bool *mo
         }
         if (s->dataset != NULL) {
             next_of_dataset(p, out, &found, err);
-        } else if (s->is_file || s->source.folder != NULL) {
-            next_of_entries(p, out, &found, err);
+        } else if (s->is_file) {
+            next_of_file(p, out, &found, err);
+        } else if (s->source.folder != NULL) {
+            next_of_folder(p, out, &found, err);
         } else {
             next_of_tar(p, out, &found, err);
         }
@@ -550,6 +591,10 @@ agglo_status agglo_pictures_new(agglo_pictures **out, const char *const *args, s
         agglo_pictures_free(p);
         return err->status;
     }
+    p->sure_from = p->n_paths;
+    while (p->sure_from > 0 && named_as_picture(p->paths[p->sure_from - 1], true)) {
+        p->sure_from--;
+    }
     *out = p;
     return AGGLO_OK;
 }
@@ -585,9 +630,21 @@ void agglo_pictures_free(agglo_pictures *p)
     agglo_free(p);
 }
 
+/* What the open source may still give. */
+static uint64_t left_of(const source *s)
+{
+    return s == NULL                                        ? 0
+           : s->is_file                                     ? s->key != NULL
+           : s->dataset != NULL || s->source.folder != NULL ? s->n_pictures - s->n_seen
+                                                            : agglo_grouping_count(s->grouping) - s->at;
+}
+
 uint64_t agglo_pictures_expected(const agglo_pictures *p)
 {
-    return p->dataset != NULL ? agglo_dataset_samples(p->dataset) : 0;
+    if (p->dataset != NULL && p->at == 0) {
+        return agglo_dataset_samples(p->dataset);
+    }
+    return p->at < p->sure_from ? 0 : p->n_given + left_of(p->current) + (p->n_paths - p->at);
 }
 
 agglo_pictures_report agglo_pictures_report_of(const agglo_pictures *p)

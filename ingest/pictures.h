@@ -2,7 +2,7 @@
  * file or from standard input), ingested datasets. Nothing is decoded here.
  *
  * Keys are those that ingest gives: of a tar the webdataset key; of a file in a folder its path below the folder without the extension, dots
- * of the name as '_'; of a file that is named by itself its name, treated so; of a dataset the sample's key. Order: as named; folders by the
+ * of the name as '_' (agglo_name_join_stem; masks, x.seg.png, are passed over); of a file that is named by itself its name, treated so; of a dataset the sample's key. Order: as named; folders by the
  * bytes of their names, tars and datasets as they stand. Only one source is open at a time, but for those whose pictures are still in use;
  * memory is bounded by the names in one source.
  *
@@ -35,9 +35,11 @@ typedef struct agglo_picture {
 } agglo_picture;
 
 typedef struct agglo_pictures_report {
-    uint64_t n_rejected;   /* samples without a picture, cut off, too large, of a shard that is lost */
+    uint64_t
+        n_rejected; /* samples without a picture, cut off, too large, of a shard that is lost; files and members that are called
+                              pictures and are links to nothing, pipes, doubles, without a key */
     uint64_t n_unlabelled; /* passed over */
-    uint64_t n_lost;       /* sources, or shards of a dataset, that could not be read whole */
+    uint64_t n_lost;       /* sources, shards of a dataset, or folders below one, that could not be read whole */
     json_t *lost;          /* array of {source, reason}; borrowed from the list */
 } agglo_pictures_report;
 
@@ -50,7 +52,8 @@ agglo_status agglo_pictures_of_dataset(agglo_pictures **out, const agglo_dataset
                                        bool labelled, agglo_err *err);
 void agglo_pictures_free(agglo_pictures *pictures); /* NULL is fine; its pictures were released before */
 
-/* How many there are at most; 0: not known before they are read. */
+/* How many there are, given ones among them, but for those that turn out to be none; 0: not known before the last source is open (the last that
+ * is no picture by itself). */
 uint64_t agglo_pictures_expected(const agglo_pictures *pictures);
 
 /* The next picture into `out`, which is zeroed or was released; *more false at the end. AGGLO_E_MEMORY, AGGLO_E_STOPPED. One thread. */

@@ -30,7 +30,8 @@ static size_t clean_part(const char *part, size_t n, char *out, size_t used)
             i += (size_t)length;
         }
     }
-    if (used - begin > 4 && memcmp(out + used - 4, ".npy", 4) == 0) {
+    if ((used - begin > 4 && memcmp(out + used - 4, ".npy", 4) == 0) ||
+        (begin == 0 && used == 10 && memcmp(out, "embed.json", 10) == 0)) {
         out[used++] = '_';
     }
     return used;

@@ -11,7 +11,8 @@ extern "C" {
 #define AGGLO_SAFE_KEY_BYTES 1100
 
 /* A key made harmless, into out[n], n >= AGGLO_SAFE_KEY_BYTES: UTF-8, at most 1000 bytes, a relative path of parts that are never empty, never
- * longer than 160 bytes, do not begin with a dot (so neither ".", ".." nor hidden) and do not end in ".npy", without control characters and
+ * longer than 160 bytes, do not begin with a dot (so neither ".", ".." nor hidden) and do not end in ".npy" and the first of which is not "embed.json" (what stands
+ * beside them), without control characters and
  * backslashes. What does not fit becomes '_'; what is too long is cut and gets a hash of what it was. A harmless key of at most 800 bytes
  * stays as it is. */
 void agglo_safe_key(const char *key, char *out, size_t n);

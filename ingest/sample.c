@@ -57,6 +57,18 @@ agglo_name_kind agglo_name_split(const char *name, size_t *n_key)
     return AGGLO_NAME_MEMBER;
 }
 
+void agglo_name_join_stem(char *path)
+{
+    char *slash = strrchr(path, '/'), *base = slash == NULL ? path : slash + 1, *end = strrchr(base, '.');
+
+    if (end != NULL && end - base > 4 && strcmp(end, ".png") == 0 && strncmp(end - 4, ".seg", 4) == 0) {
+        end -= 4;
+    }
+    for (char *c = base; end != NULL && c < end; c++) {
+        *c = (char)(*c == '.' ? '_' : *c);
+    }
+}
+
 agglo_status agglo_grouping_new(agglo_grouping **out, agglo_err *err)
 {
     agglo_grouping *g = agglo_alloc(1, sizeof *g, err);

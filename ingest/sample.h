@@ -20,6 +20,10 @@ typedef enum agglo_name_kind {
 /* Where `name` parts: the key is its first *n_key bytes, the extension starts one behind (still in the case of the name). */
 agglo_name_kind agglo_name_split(const char *name, size_t *n_key);
 
+/* People's files have dots anywhere, and a name parts at the first: in the last part of a path, in place, those in front of the extension
+ * become '_' ("a.b.jpg" is "a_b.jpg"). The extension begins at the last dot, but for a picture's mask, "x.seg.png". */
+void agglo_name_join_stem(char *path);
+
 /* What may be the picture of a sample, by its extension (either case); its bytes decide what it really is. */
 bool agglo_is_image_ext(const char *ext);
 

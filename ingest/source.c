@@ -18,6 +18,21 @@ enum {
     IDENTITY_BLOCK = 65536
 };
 
+bool agglo_is_tar_name(const char *name)
+{
+    static const char *const ends[] = {".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.zstd"};
+    size_t n = strlen(name);
+
+    for (size_t i = 0; i < AGGLO_COUNT(ends); i++) {
+        size_t m = strlen(ends[i]);
+
+        if (n > m && strcmp(name + n - m, ends[i]) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
 int agglo_open_spool(const char *dir, agglo_err *err)
 {
     char *path = agglo_format(err, "%s/.tmp-spool-XXXXXX", dir);
@@ -138,8 +153,30 @@ agglo_status agglo_source_scan(agglo_source *source, agglo_source_visit visit, v
         snprintf(detail, 256, "%s", source->damage);
         return AGGLO_OK;
     }
-    return source->folder != NULL ? agglo_folder_scan(source->folder, visit, context, err)
-                                  : agglo_tar_scan(source, visit, context, reason, detail, err);
+    if (source->folder == NULL) {
+        return agglo_tar_scan(source, visit, context, reason, detail, err);
+    }
+    for (size_t i = 0; i < agglo_folder_files(source->folder) && err->status == AGGLO_OK; i++) {
+        agglo_source_member member;
+        char *name;
+
+        if (agglo_folder_file(source->folder, i, &member, &name, err) == AGGLO_OK) {
+            visit(context, &member, err);
+            agglo_free(name);
+        }
+    }
+    return err->status;
+}
+
+size_t agglo_source_files(const agglo_source *source)
+{
+    return source->folder != NULL ? agglo_folder_files(source->folder) : 0;
+}
+
+agglo_status agglo_source_file(const agglo_source *source, size_t number, agglo_source_member *out, char **name,
+                               agglo_err *err)
+{
+    return agglo_folder_file(source->folder, number, out, name, err);
 }
 
 agglo_status agglo_source_identity(const agglo_source *source, agglo_hash128 *out, agglo_err *err)

@@ -12,6 +12,7 @@
 #include "base/arena.h"
 #include "base/fs.h"
 #include "base/stop.h"
+#include "ingest/sample.h"
 
 enum { MAX_DEPTH = 64, LIST_CHUNK = 1 << 20 };
 
@@ -20,6 +21,8 @@ typedef struct folder_file {
     uint64_t n_bytes;
     const char *unsupported;
 } folder_file;
+
+static const char unreadable[] = "a folder that cannot be read", too_deep[] = "a folder too deep";
 
 struct agglo_folder {
     char *path;
@@ -72,7 +75,7 @@ static agglo_status walk(agglo_folder *f, const char *below, int depth, uint64_t
     if (agglo_list_dir(dir, list, &names, &n, err) != AGGLO_OK) {
         if (depth > 0 && err->status != AGGLO_E_MEMORY) { /* it costs itself */
             agglo_err_clear(err);
-            add_file(f, below, &(struct stat){0}, "a folder that cannot be read", err);
+            add_file(f, below, &(struct stat){0}, unreadable, err);
         }
         goto done;
     }
@@ -91,7 +94,7 @@ static agglo_status walk(agglo_folder *f, const char *below, int depth, uint64_t
             add_file(f, path, &link, "a hidden file or folder", err);
         } else if (!S_ISLNK(link.st_mode) && S_ISDIR(link.st_mode)) {
             if (depth == MAX_DEPTH) {
-                add_file(f, path, &link, "a folder too deep", err);
+                add_file(f, path, &link, too_deep, err);
             } else {
                 walk(f, path, depth + 1, n_bytes, err);
             }
@@ -127,6 +130,16 @@ agglo_status agglo_folder_open(agglo_folder **out, const char *path, uint64_t *n
         return err->status;
     }
     f->identity = agglo_hasher_so_far(f->hasher);
+    if (f->n > 0) { /* the list was grown by doubling, and stays for long */
+        folder_file *files = agglo_realloc(f->files, f->room * sizeof *files, f->n * sizeof *files, err);
+
+        if (files == NULL) {
+            agglo_folder_close(f);
+            return err->status;
+        }
+        f->files = files;
+        f->room = f->n;
+    }
     *out = f;
     return AGGLO_OK;
 }
@@ -147,38 +160,25 @@ agglo_hash128 agglo_folder_identity(const agglo_folder *folder)
     return folder->identity;
 }
 
-/* Where the extension of `base` begins (its dot): the last dot, but for the mask of a picture, "x.seg.png". */
-static char *extension_of(char *base)
+size_t agglo_folder_files(const agglo_folder *folder)
 {
-    char *dot = strrchr(base, '.');
-
-    if (dot != NULL && dot - base > 4 && strcmp(dot, ".png") == 0 && strncmp(dot - 4, ".seg", 4) == 0) {
-        return dot - 4;
-    }
-    return dot;
+    return folder->n;
 }
 
-agglo_status agglo_folder_scan(const agglo_folder *folder, agglo_source_visit visit, void *context, agglo_err *err)
+agglo_status agglo_folder_file(const agglo_folder *folder, size_t number, agglo_source_member *out, char **name,
+                               agglo_err *err)
 {
-    for (size_t i = 0; i < folder->n && err->status == AGGLO_OK; i++) {
-        const folder_file *file = &folder->files[i];
-        char *name = agglo_strdup(file->path, err);
-        agglo_source_member member = {
-            .name = name, .offset = i, .n_bytes = file->n_bytes, .unsupported = file->unsupported};
+    const folder_file *file = &folder->files[number];
 
-        if (name == NULL) {
-            break;
-        }
-        if (member.unsupported == NULL) {
-            char *slash = strrchr(name, '/'), *base = slash == NULL ? name : slash + 1, *end = extension_of(base);
-
-            for (char *c = base; end != NULL && c < end; c++) {
-                *c = (char)(*c == '.' ? '_' : *c);
-            }
-        }
-        visit(context, &member, err);
-        agglo_free(name);
+    *name = agglo_strdup(file->path, err);
+    if (*name != NULL && file->unsupported == NULL) {
+        agglo_name_join_stem(*name);
     }
+    *out = (agglo_source_member){.name = *name,
+                                 .offset = number,
+                                 .n_bytes = file->n_bytes,
+                                 .unsupported = file->unsupported,
+                                 .unread = file->unsupported == unreadable || file->unsupported == too_deep};
     return err->status;
 }
 

@@ -18,7 +18,9 @@ agglo_status agglo_folder_open(agglo_folder **out, const char *path, uint64_t *n
 void agglo_folder_close(agglo_folder *folder); /* NULL is fine */
 /* Over the path, size and time of change of every file. */
 agglo_hash128 agglo_folder_identity(const agglo_folder *folder);
-agglo_status agglo_folder_scan(const agglo_folder *folder, agglo_source_visit visit, void *context, agglo_err *err);
+size_t agglo_folder_files(const agglo_folder *folder);
+agglo_status agglo_folder_file(const agglo_folder *folder, size_t number, agglo_source_member *out, char **name,
+                               agglo_err *err);
 /* The n bytes of file `number`; an error when it has another size by now. Any thread. */
 agglo_status agglo_folder_read(const agglo_folder *folder, uint64_t number, void *out, size_t n, agglo_err *err);
 

@@ -159,10 +159,15 @@ static agglo_status unpack_zstd(unpacking *u, agglo_err *err)
     return err->status;
 }
 
-/* A frame, or one that decoders pass over (parallel compressors begin with such). */
-static bool is_zstd(uint32_t magic)
+agglo_packing agglo_packing_of(agglo_bytes head)
 {
-    return magic == 0xfd2fb528u || (magic & 0xfffffff0u) == 0x184d2a50u;
+    uint32_t magic = head.size >= 4 ? agglo_le32(head.data) : 0;
+
+    if (head.size >= 2 && head.data[0] == 0x1f && head.data[1] == 0x8b) {
+        return AGGLO_PACKED_GZIP;
+    }
+    /* a frame, or one that decoders pass over (parallel compressors begin with such) */
+    return magic == 0xfd2fb528u || (magic & 0xfffffff0u) == 0x184d2a50u ? AGGLO_PACKED_ZSTD : AGGLO_PACKED_NOT;
 }
 
 agglo_status agglo_source_unpack(agglo_source *source, const char *spool_dir, agglo_err *err)
@@ -170,7 +175,7 @@ agglo_status agglo_source_unpack(agglo_source *source, const char *spool_dir, ag
     unpacking u = {.source = source, .fd = -1, .limit = source->n_bytes * MAX_RATIO + ((uint64_t)1 << 30)};
     uint8_t head[4];
     agglo_err bad = {0};
-    bool gzip;
+    agglo_packing packing;
 
     if (source->folder != NULL || source->n_bytes < sizeof head) {
         return AGGLO_OK;
@@ -180,8 +185,8 @@ agglo_status agglo_source_unpack(agglo_source *source, const char *spool_dir, ag
         source->n_plain = 0;
         return AGGLO_OK;
     }
-    gzip = head[0] == 0x1f && head[1] == 0x8b;
-    if (!gzip && !is_zstd(agglo_le32(head))) {
+    packing = agglo_packing_of((agglo_bytes){head, sizeof head});
+    if (packing == AGGLO_PACKED_NOT) {
         return AGGLO_OK;
     }
     u.packed = agglo_alloc(BLOCK, 1, err);
@@ -189,7 +194,7 @@ agglo_status agglo_source_unpack(agglo_source *source, const char *spool_dir, ag
     if (u.plain != NULL) {
         u.fd = agglo_open_spool(spool_dir, err);
     }
-    if (u.fd >= 0 && (gzip ? unpack_gzip(&u, err) : unpack_zstd(&u, err)) == AGGLO_OK) {
+    if (u.fd >= 0 && (packing == AGGLO_PACKED_GZIP ? unpack_gzip(&u, err) : unpack_zstd(&u, err)) == AGGLO_OK) {
         close(source->fd);
         source->fd = u.fd;
         source->n_plain = u.n_plain;

@@ -138,7 +138,7 @@ static agglo_status find_head(student_encoder *e, const char *name, agglo_err *e
         }
         snprintf(known + used, sizeof known - used, "%s%s", i > 0 ? ", " : "", student->heads[i].name);
     }
-    return agglo_fail(err, AGGLO_E_NOT_FOUND, "the student has no head '%s'%s%s", name,
+    return agglo_fail(err, AGGLO_E_CONFIG, "the student has no head '%s'%s%s", name,
                       student->n_heads > 0 ? "; it has " : ", it has none", known);
 }
 

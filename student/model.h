@@ -59,8 +59,8 @@ agglo_status agglo_student_write_random(const agglo_student_config *config, cons
 
 /* A student file as an encoder: the backbone's features (head NULL), or those of a named head on the student's own
  * grid. size: side of the input, a multiple of the patch (0: the training size). Memory for max_batch pictures of
- * size x size is planned now; other sides are planned when they come. AGGLO_E_NOT_FOUND for an unknown head names
- * those there are; AGGLO_E_CONFIG for a bad size. */
+ * size x size is planned now; other sides are planned when they come. AGGLO_E_CONFIG for an unknown head, naming
+ * those there are, and for a bad size. */
 agglo_status agglo_student_open(agglo_encoder *out, agglo_backend *backend, const char *path, const char *head,
                                 int size, int max_batch, agglo_err *err);
 

@@ -422,8 +422,8 @@ agglo_status agglo_teacher_matches(const agglo_teacher_config *config, const cha
         return err->status;
     }
     if (strcmp(known.family, config->family) != 0) {
-        return agglo_fail(err, AGGLO_E_MISMATCH, "the weights are of family %s, %s is of family %s", config->family,
-                          name, known.family);
+        return agglo_fail(err, AGGLO_E_CONFIG, "the weights are of family %s, %s is of family %s", config->family, name,
+                          known.family);
     }
     if (known.arch[0] != '\0') {
         const struct {
@@ -443,12 +443,12 @@ agglo_status agglo_teacher_matches(const agglo_teacher_config *config, const cha
 
         for (size_t i = 0; i < AGGLO_COUNT(shapes); i++) {
             if (shapes[i].found != shapes[i].expected) {
-                return agglo_fail(err, AGGLO_E_MISMATCH, "the weights have %s %d, %s has %d", shapes[i].name,
+                return agglo_fail(err, AGGLO_E_CONFIG, "the weights have %s %d, %s has %d", shapes[i].name,
                                   shapes[i].found, name, shapes[i].expected);
             }
         }
         if (memcmp(config->global_layers, known.global_layers, sizeof known.global_layers) != 0) {
-            return agglo_fail(err, AGGLO_E_MISMATCH, "other blocks of the weights are global than of %s", name);
+            return agglo_fail(err, AGGLO_E_CONFIG, "other blocks of the weights are global than of %s", name);
         }
     }
     return AGGLO_OK;

@@ -64,7 +64,7 @@ agglo_status agglo_teacher_set(agglo_teacher_config *config, const char *field, 
 agglo_status agglo_teacher_check(agglo_teacher_config *config, agglo_err *err);
 
 /* Whether the shapes (not heads, activation; image only where the name stands for one: clip-vit-large-14-336) are those of the architecture `name`;
- * AGGLO_E_MISMATCH names the first that differs. */
+ * AGGLO_E_CONFIG names the first that differs. */
 agglo_status agglo_teacher_matches(const agglo_teacher_config *config, const char *name, agglo_err *err);
 
 /* "gelu", "quick_gelu"; and back, false for an unknown name. */

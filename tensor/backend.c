@@ -56,6 +56,9 @@ agglo_status agglo_backend_open(agglo_backend **out, const char *device, int n_t
         if (agglo_backend_cuda_new(out, index, err) == AGGLO_OK) {
             return AGGLO_OK;
         }
+        if (err->status == AGGLO_E_UNSUPPORTED) { /* to ask for what is not there is wrong usage */
+            err->status = AGGLO_E_CONFIG;
+        }
     } else {
         agglo_fail(err, AGGLO_E_CONFIG, "unknown device, expected cpu, cuda, cuda:N or auto");
     }

@@ -31,7 +31,7 @@ agglo_status agglo_backend_cuda_new(agglo_backend **out, int device, agglo_err *
 void agglo_backend_cuda_describe(char *out, size_t n_bytes);
 
 /* By name: "cpu", "cuda", "cuda:N", or "auto" (a GPU when this build and machine have one, otherwise the CPU).
- * AGGLO_E_CONFIG for an unknown name, AGGLO_E_UNSUPPORTED when it is not built in or not present. */
+ * AGGLO_E_CONFIG for an unknown name, and for one that is not built in or not present. */
 agglo_status agglo_backend_open(agglo_backend **out, const char *device, int n_threads, agglo_err *err);
 
 void agglo_backend_free(agglo_backend *backend);

@@ -16,6 +16,12 @@ typedef enum agglo_fit {
     AGGLO_FIT_PAD,    /* long side to size, padding below or right (SAM) */
 } agglo_fit;
 
+/* "crop", "squash", "pad". */
+static inline const char *agglo_fit_name(agglo_fit fit)
+{
+    return fit == AGGLO_FIT_SQUASH ? "squash" : fit == AGGLO_FIT_PAD ? "pad" : "crop";
+}
+
 /* Where the centre crop of a picture begins when an odd number of pixels is left over. They part for 3, 7, 11... pixels: 1 pixel. */
 typedef enum agglo_centre {
     AGGLO_CENTRE_EVEN, /* half of it, a half to the even neighbour: torchvision, so OpenCLIP, torch-hub's DINOv2, students */

@@ -48,6 +48,7 @@ mkdir tmp
 TMPDIR=$PWD/tmp "$agglo" bench teacher --arch dinov2-small --size 28 --seconds 0.01 --threads 1 >table
 grep -q '22.1 M parameters' table || fail "another architecture: $(cat table)"
 [ -z "$(ls -A tmp)" ] || fail "the random weights were left behind: $(ls -A tmp)"
+expect 2 "--lines and --json do not go together" "$agglo" bench teacher --weights "$clip" --lines --json
 printf 'a\nb\n' | "$agglo" bench teacher --weights "$clip" --lines >lines
 [ "$(grep -cE '^[0-9]+\.[0-9]+ [0-9]+\.[0-9]+$' lines)" = 2 ] || fail "not two runs: $(cat lines)"
 expect 2 "--weights FILE or --arch NAME is missing" "$agglo" bench teacher

@@ -27,12 +27,14 @@ n=$(find photos -type f | wc -l)
 echo "not a picture" >photos/broken.jpg
 head -c 3000 photos/gray.jpg >photos/sub/cut.jpg
 echo "passed over" >photos/notes.txt
+cp photos/small.jpg photos/x.seg.png # a mask
 
 "$agglo" embed --weights "$clip" photos --out a.safetensors --json >a.json 2>log
 [ "$(value a.json images)" = "$n" ] || fail "not all pictures: $(cat a.json log)"
 [ "$(value a.json rejected)" = 2 ] || fail "not two rejects: $(cat a.json)"
 grep -q "left out broken of photos: " log || fail "the broken picture is not named: $(cat log)"
 grep -q "left out sub/cut of photos: " log || fail "the cut picture is not named: $(cat log)"
+grep -qF "$((n + 2))/$((n + 2)) images" log || fail "no total: $(cat log)"
 keys a.safetensors >names
 [ "$(wc -l <names)" = $((2 * n)) ] || fail "tensors: $(cat names)"
 for key in portrait sub/alpha sub/deep/a_b small; do
@@ -91,6 +93,21 @@ embed photos.tar photos.tar --out many.safetensors --per-file 3 --json >many.jso
 [ "$(keys many.safetensors | wc -l)/$(keys many-2.safetensors | wc -l)/$(keys many-3.safetensors | wc -l)" = 6/6/4 ] || fail "files: $(ls)"
 for f in many*.safetensors; do keys "$f"; done >names
 grep -q '^odd~[0-9]*/summary$' names || fail "the second odd has no key"
+[ "$(header many-2.safetensors | grep -c '"part":"2"')/$(header many.safetensors | grep -c '"part"')" = 1/0 ] || fail "no number in the second file"
+
+# numbered files are one result: what an earlier run had more of goes, and what another wrote is not replaced
+embed photos.tar photos.tar --out many.safetensors --per-file 5 >/dev/null 2>&1
+[ "$(echo many*.safetensors)" = "many-2.safetensors many.safetensors" ] || fail "files of an earlier run stay: $(ls)"
+embed photos.tar photos.tar --out many.safetensors --per-file 2 >/dev/null 2>&1
+rm many-2.safetensors
+cp many.safetensors many-7.safetensors # no part of the result
+embed photos.tar --out many.safetensors >/dev/null 2>&1
+[ "$(echo many*.safetensors)" = "many-7.safetensors many.safetensors" ] || fail "behind a gap files of an earlier run stay: $(ls)"
+embed photos.tar --out many-2.safetensors >/dev/null 2>&1
+cp many-2.safetensors others
+expect 2 "many-2.safetensors is there, and is not file 2 of an earlier many.safetensors" "$agglo" embed --weights "$clip" photos.tar --out many.safetensors --per-file 1
+embed photos.tar --out many.safetensors >/dev/null 2>&1
+same many-2.safetensors others
 
 # what the cache holds of a view that is the whole picture is what embed says of it
 mkdir square
@@ -115,13 +132,25 @@ tar -rf evil.tar -P --transform='s,.*,a/./.hidden/..//b.jpg,' evil/x.jpg
 tar -rf evil.tar -P --transform='s,.*,n.summary.npy/c.jpg,' evil/x.jpg
 tar -rf evil.tar -P --transform='s,.*,n.jpg,' evil/x.jpg
 tar -rf evil.tar -P --transform="s,.*,$(printf 'z%.0s' $(seq 200)).jpg," evil/x.jpg
+tar -rf evil.tar -P --transform='s,.*,embed.json/x.jpg,' evil/x.jpg # what describes the folder
+tar -rf evil.tar -P --transform='s,.*,m.jpg,' evil/x.jpg
+tar -rf evil.tar -P --transform='s,.*,m~10.jpg,' evil/x.jpg
+tar -rf evil.tar -P --transform='s,.*,/m.jpg,' evil/x.jpg # the tenth: both m and m~10 are taken
 mkdir inner
 embed evil.tar --out inner/npy >/dev/null 2>log || fail "hostile names: $(cat log)"
 [ -z "$(find . -maxdepth 1 -name '*outside*' -o -maxdepth 1 -name 'absolute*')" ] || fail "a name led outside: $(ls)"
-[ "$(find inner -name '*.summary.npy' -type f | wc -l)" = 6 ] || fail "not six pictures: $(find inner) $(cat log)"
+[ "$(find inner -name '*.summary.npy' -type f | wc -l)" = 10 ] || fail "not ten pictures: $(find inner) $(cat log)"
+for key in embed.json_/x m m~10 m~10~2; do [ -f inner/npy/$key.spatial.npy ] || fail "no $key: $(find inner)"; done
 [ -z "$(find inner/npy -name '.*' ! -name .)" ] || fail "hidden files: $(find inner/npy -name '.*')"
 embed evil.tar --out inner/evil.safetensors >/dev/null 2>&1
 keys inner/evil.safetensors | grep -q '\.\./' && fail "a key leads outside: $(keys inner/evil.safetensors)"
+
+# a key that the folder has no place for costs itself
+mkdir -p held/portrait.summary.npy
+echo mine >held/sub
+expect 0 "left out sub/alpha of photos: there can be no folder for its key, sub/alpha" "$agglo" -q embed --weights "$clip" photos --out held
+grep -qF "left out portrait of photos: there can be no file for its key, portrait" stderr || fail "the folder in the way: $(cat stderr)"
+[ "$(cat held/sub)/$(find held -name '*.spatial.npy' | wc -l)" = mine/$((n - 1 - $(find photos/sub -type f ! -name cut.jpg ! -name '*.seg.png' | wc -l))) ] || fail "the rest: $(find held)"
 
 # what cannot be read
 cp a.safetensors before.safetensors
@@ -140,31 +169,61 @@ expect 2 "--weights FILE is missing" "$agglo" embed photos --out x.safetensors
 mkdir folder.safetensors
 expect 2 "is a folder" "$agglo" embed --weights "$clip" photos --out folder.safetensors
 expect 2 "size 33 is no multiple of the patch 4" "$agglo" embed --weights "$clip" photos --out x.safetensors --size 33
+expect 2 "the weights are of family clip, dinov2-base is of family dinov2" "$agglo" embed --weights "$clip" photos --out x.safetensors --arch dinov2-base
+expect 2 "the weights have dim 128, clip-vit-base-32 has 768" "$agglo" embed --weights "$clip" photos --out x.safetensors --arch clip-vit-base-32
 expect 2 "this is a teacher" "$agglo" embed --weights "$clip" photos --out x.safetensors --head clip
 expect 1 "cannot write file" "$agglo" embed --weights "$clip" photos --out nowhere/x.safetensors
 [ ! -e x.safetensors ] || fail "a failed run left a file"
+
+expect 1 "none of the pictures could be embedded" "$agglo" -q embed --weights "$clip" - --out x.safetensors <photos/odd.jpg
+grep -qF "standard input takes a tar, and this is a picture" stderr || fail "a picture on standard input: $(cat stderr)"
+
+# what seems to be a picture and is none is named, and a folder that cannot be read is lost; root must do without its right to read everything
+mkdir -p odd/locked
+cp photos/odd.jpg odd
+cp photos/odd.jpg odd/locked
+ln -s nowhere odd/gone.jpg
+mkfifo odd/pipe.jpg
+chmod 0 odd/locked
+as_user=()
+if [ "$(id -u)" = 0 ]; then as_user=(setpriv --bounding-set=-dac_override,-dac_read_search --inh-caps=-dac_override,-dac_read_search --); fi
+if "${as_user[@]}" true 2>/dev/null; then
+  expect 3 "cannot read all of odd/locked: a folder that cannot be read" "${as_user[@]}" "$agglo" embed --weights "$clip" odd --out odd.safetensors --json
+  cp stdout odd.json
+  grep -qF "left out gone.jpg of odd: a link to nothing" stderr || fail "the link is not named: $(cat stderr)"
+  grep -qF "left out pipe.jpg of odd: a device, a pipe or a socket" stderr || fail "the pipe is not named: $(cat stderr)"
+  [ "$(value odd.json images)/$(value odd.json rejected)" = 1/2 ] || fail "counts: $(cat odd.json)"
+  grep -q '"source": "odd/locked"' odd.json || fail "the folder is not in the report: $(cat odd.json)"
+fi
+chmod 700 odd/locked
 
 # a student and its heads
 "$agglo" -q weights init vit --set dim=32 --set depth=2 --set heads=2 --set patch=4 --set image=32 --seed 1 --out student.safetensors >/dev/null
 "$agglo" -q embed --weights student.safetensors photos/odd.jpg --out student-npy >/dev/null
 [ "$(stat -c %s student-npy/odd.spatial.npy)" = $((128 + 4 * 8 * 8 * 32)) ] || fail "the student's features have another size"
+expect 2 "the student is vit, not dinov2" "$agglo" embed --weights student.safetensors photos/odd.jpg --out x.safetensors --arch dinov2
+expect 2 "the student has no head 'sam', it has none" "$agglo" embed --weights student.safetensors photos/odd.jpg --out x.safetensors --head sam
 expect 2 "--pos-interp is for teachers" "$agglo" embed --weights student.safetensors photos/odd.jpg --out x.safetensors --pos-interp hf
 
 # positions at another size by either rule; a model's own size needs none
 for rule in hub hf; do embed photos/odd.jpg --out $rule.safetensors --size 48 --pos-interp $rule >/dev/null; done
 [ "$(tensor hub.safetensors odd/summary | cksum)" != "$(tensor hf.safetensors odd/summary | cksum)" ] || fail "the rule makes no difference"
 
-# a stop: nothing half-written, nothing left
-mkdir stop
-for _ in $(seq 40); do cat photos/large.jpg >"stop/$RANDOM$RANDOM.jpg"; done
+# a stop: nothing half-written, nothing left, what an earlier run wrote stays; the run would take hours, and is stopped once files wait for its end
 "$agglo" -q weights init clip --set dim=256 --set depth=8 --set patch=8 --set image=128 --seed 1 --out slow.safetensors >/dev/null
 mkdir out
-"$agglo" embed --weights slow.safetensors stop stop stop stop --out out/f.safetensors --batch 2 >/dev/null 2>log &
+embed photos.tar --out out/f.safetensors --per-file 3 >/dev/null 2>&1
+cp -r out before
+# shellcheck disable=SC2046
+"$agglo" embed --weights slow.safetensors $(yes photos/large.jpg | head -n 50000) --out out/f.safetensors --batch 2 --per-file 2 >/dev/null 2>log &
 pid=$!
-sleep 0.5
+until [ "$(find out -name '.tmp-*-f-3.safetensors' | wc -l)" -gt 0 ]; do
+  kill -0 $pid 2>/dev/null || fail "it ended by itself: $(cat log)"
+  sleep 0.05
+done
 kill -TERM $pid
 status=0
 wait $pid || status=$?
 [ $status = 1 ] || fail "stopped with $status: $(cat log)"
 grep -q "stopped by signal" log || fail "no word of the signal: $(cat log)"
-[ -z "$(ls -A out)" ] || fail "a stop left $(ls -A out)"
+same before out

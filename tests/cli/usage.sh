@@ -25,6 +25,12 @@ expect 1 "standard output" sh -c '"$1" ingest --help >/dev/full' - "$agglo"
 expect 2 "unknown command 'ingets', did you mean 'ingest'?" "$agglo" ingets
 expect 2 "'agglo inspect' takes one of: dataset, cache, weights" "$agglo" inspect
 expect 2 "'agglo eval' takes one of: knn, zeroshot, distill; not 'speed'" "$agglo" eval speed
+for words in 'bench codec' 'inspect run' 'weights export' 'eval speed'; do # subcommands that do not exist have no help
+  expect 2 "not '${words#* }'" "$agglo" $words --help
+  expect 2 "not '${words#* }'" "$agglo" --threads 2 $words -h
+done
+"$agglo" bench --help >group
+grep -q '  bench ops' group || fail "no help of a group: $(cat group)"
 expect 2 "unknown option '--shard-sample', did you mean '--shard-samples'?" "$agglo" ingest x.tar --shard-sample 3
 expect 2 "a command is missing" "$agglo" --threads 2
 expect 2 "--out DATASET is missing" "$agglo" ingest x.tar
@@ -36,6 +42,10 @@ expect 2 "--verify takes full|header, not 'half'" "$agglo" ingest x.tar --out d 
 expect 2 "--part takes I/N with 1 <= I <= N, not '3/2'" "$agglo" teach r.yaml --part 3/2
 expect 2 "--sample" "$agglo" inspect dataset d --png x.png
 expect 2 "unknown architecture 'vit-smal-16', did you mean 'vit-small-16'?" "$agglo" weights init vit-smal-16 --out w.safetensors
+if ! "$agglo" --version | grep -q 'cuda .*built in, [^n]'; then # no GPU here
+  expect 2 "cuda)" "$agglo" bench ops --device cuda
+  expect 2 "cuda:1)" "$agglo" embed x.jpg --weights "$root/weights/clip-tiny.safetensors" --out x.safetensors --device cuda:1
+fi
 [ ! -e d ] || fail "wrong usage started something"
 
 # global options stand before or after the command

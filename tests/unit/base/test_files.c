@@ -285,6 +285,38 @@ static void a_scratch_file_moves_over_when_committed(void **state)
     assert_int_equal(count_names(scratch), 0);
 }
 
+static void sealed_files_wait_without_a_descriptor(void **state)
+{
+    enum { N = 40 };
+    const char *dir = test_dir(), *open_before = "/proc/self/fd";
+    agglo_new_file *files[N];
+    agglo_err err = {0};
+    size_t n_open = count_names(open_before);
+    uint64_t size;
+
+    (void)state;
+    for (int i = 0; i < N; i++) {
+        char name[16];
+
+        snprintf(name, sizeof name, "f%02d", i);
+        assert_ok(agglo_new_file_open(&files[i], test_path(dir, name), NULL, &err));
+        assert_ok(agglo_new_file_write(files[i], name, 3, &err));
+        assert_ok(agglo_new_file_seal(files[i], &err));
+        assert_ok(agglo_new_file_seal(files[i], &err)); /* harmless twice */
+        assert_int_equal(agglo_new_file_size(files[i]), 3);
+    }
+    assert_int_equal(count_names(open_before), n_open);
+    assert_int_equal(count_names(dir), N);
+    assert_false(agglo_path_exists(test_path(dir, "f00")));
+    for (int i = 0; i < N; i += 2) {
+        assert_ok(agglo_new_file_commit(files[i], &err));
+        agglo_new_file_abort(files[i + 1]);
+    }
+    assert_int_equal(count_names(dir), N / 2);
+    assert_ok(agglo_file_size(test_path(dir, "f38"), &size, &err));
+    assert_int_equal(size, 3);
+}
+
 static void a_full_disc_is_one_error_with_its_file(void **state)
 {
     const char *dir = test_dir(), *path = test_path(dir, "file");
@@ -656,6 +688,7 @@ int main(void)
         cmocka_unit_test(a_new_file_appears_when_committed),
         cmocka_unit_test(a_front_goes_before_what_was_written),
         cmocka_unit_test(a_scratch_file_moves_over_when_committed),
+        cmocka_unit_test(sealed_files_wait_without_a_descriptor),
         cmocka_unit_test(a_full_disc_is_one_error_with_its_file),
         cmocka_unit_test(a_failing_commit_leaves_nothing),
         cmocka_unit_test(links_under_temporary_names_are_not_written_through),

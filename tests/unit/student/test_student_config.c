@@ -211,8 +211,8 @@ static void test_random_file(void **state)
     assert_fails(encoder.encode(encoder.self, pixels, NULL, 1, 9, 16, summary, spatial, &err), AGGLO_E_CONFIG,
                  "multiples");
     agglo_encoder_clear(&encoder);
-    assert_fails(agglo_student_open(&encoder, backend, c, "clip", 0, 2, &err), AGGLO_E_NOT_FOUND, "none");
-    assert_fails(agglo_student_open(&encoder, backend, a, "dino", 0, 2, &err), AGGLO_E_NOT_FOUND, "clip");
+    assert_fails(agglo_student_open(&encoder, backend, c, "clip", 0, 2, &err), AGGLO_E_CONFIG, "none");
+    assert_fails(agglo_student_open(&encoder, backend, a, "dino", 0, 2, &err), AGGLO_E_CONFIG, "clip");
     assert_fails(agglo_student_open(&encoder, backend, a, NULL, 18, 2, &err), AGGLO_E_CONFIG, "multiple of the patch");
     assert_ok(agglo_student_open(&encoder, backend, a, "clip", 0, 2, &err));
     assert_int_equal(encoder.info.summary_dim, 12);

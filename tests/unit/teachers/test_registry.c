@@ -165,8 +165,8 @@ static void refusals(void **state)
     assert_fails(agglo_teacher_set(&c, "global_layers", "1 2", &err), AGGLO_E_CONFIG, "1 2");
     assert_fails(agglo_teacher_set(&c, "global_layers", "-1", &err), AGGLO_E_CONFIG, "-1");
     assert_fails(agglo_teacher_set(&c, "neck", "maybe", &err), AGGLO_E_CONFIG, "maybe");
-    assert_fails(agglo_teacher_matches(&ok, "dinov2", &err), AGGLO_E_MISMATCH, "family");
-    assert_fails(agglo_teacher_matches(&ok, "clip-vit-base-32", &err), AGGLO_E_MISMATCH, "dim 64");
+    assert_fails(agglo_teacher_matches(&ok, "dinov2", &err), AGGLO_E_CONFIG, "family");
+    assert_fails(agglo_teacher_matches(&ok, "clip-vit-base-32", &err), AGGLO_E_CONFIG, "dim 64");
     assert_ok(agglo_teacher_matches(&ok, "clip", &err));
 }
 

@@ -295,7 +295,7 @@ static void wrong_options(void **state)
     assert_fails(agglo_teacher_open(&t, backend, &options, &err), AGGLO_E_CONFIG, "pos_interp");
     options.pos_interp = AGGLO_POS_INTERP_AUTO;
     options.arch = "sam-vit-base";
-    assert_fails(agglo_teacher_open(&t, backend, &options, &err), AGGLO_E_MISMATCH, "dim 32, sam-vit-base has 768");
+    assert_fails(agglo_teacher_open(&t, backend, &options, &err), AGGLO_E_CONFIG, "dim 32, sam-vit-base has 768");
     config.neck = 0;
     options = options_of(write_small(dir, "b.safetensors", &config), true);
     assert_fails(agglo_teacher_open(&t, backend, &options, &err), AGGLO_E_CONFIG, "neck is asked for");

@@ -117,10 +117,9 @@ static void test_cuda_by_name(void **state)
     agglo_backend_cuda_describe(about, sizeof about);
     printf("cuda: %s\n", about);
     if (strcmp(about, "not built in") == 0) {
-        assert_fails(agglo_backend_open(&be, "cuda", 1, &err), AGGLO_E_UNSUPPORTED,
-                     "this build has no CUDA backend (cuda)");
+        assert_fails(agglo_backend_open(&be, "cuda", 1, &err), AGGLO_E_CONFIG, "this build has no CUDA backend (cuda)");
     } else if (strncmp(about, no_device, strlen(no_device)) == 0) {
-        assert_int_equal(agglo_backend_open(&be, "cuda", 1, &err), AGGLO_E_UNSUPPORTED);
+        assert_int_equal(agglo_backend_open(&be, "cuda", 1, &err), AGGLO_E_CONFIG);
         snprintf(expected, sizeof expected, "cannot open the CUDA backend: %s (cuda)", about + strlen(no_device));
         assert_string_equal(agglo_err_line(&err, line, sizeof line), expected);
         assert_null(strchr(line, '\n'));
@@ -132,7 +131,7 @@ static void test_cuda_by_name(void **state)
         assert_null(agglo_backend_pool(be));
         agglo_backend_free(be);
     }
-    assert_fails(agglo_backend_open(&be, "cuda:999", 1, &err), AGGLO_E_UNSUPPORTED, "(cuda:999)");
+    assert_fails(agglo_backend_open(&be, "cuda:999", 1, &err), AGGLO_E_CONFIG, "(cuda:999)");
     assert_null(be);
     agglo_backend_free(NULL);
 }
