@@ -183,7 +183,7 @@ static agglo_status settle_heads(const agglo_facts *known, const char *arch, agg
         c->heads = agglo_teacher_heads_of(c->family, c->dim);
     }
     if (named.heads != 0 && named.heads != c->heads) {
-        return agglo_fail(err, AGGLO_E_MISMATCH, "heads are %d (%s), %s has %d", c->heads, out->heads_from, arch,
+        return agglo_fail(err, AGGLO_E_CONFIG, "heads are %d (%s), %s has %d", c->heads, out->heads_from, arch,
                           named.heads);
     }
     return AGGLO_OK;

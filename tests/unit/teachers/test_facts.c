@@ -136,14 +136,14 @@ static void arch_disagrees(void **state)
     assert_int_equal(f.config.heads, 6);
     agglo_teacher_file_clear(&f);
     test_write_text(json, "{\"num_attention_heads\": 12}");
-    assert_fails(test_recognise(path, "dinov2-small", "", &f, &err), AGGLO_E_MISMATCH,
+    assert_fails(test_recognise(path, "dinov2-small", "", &f, &err), AGGLO_E_CONFIG,
                  "heads are 12 (config.json), dinov2-small has 6");
     assert_ok(test_recognise(path, "dinov2", "", &f, &err)); /* a family has no number of heads */
     assert_int_equal(f.config.heads, 12);
     agglo_teacher_file_clear(&f);
     sam.heads = 24; /* which its tables tell */
     path = write_holes(&sam, &agglo_layout_sam_original, NULL);
-    assert_fails(test_recognise(path, "sam-vit-base", "", &f, &err), AGGLO_E_MISMATCH,
+    assert_fails(test_recognise(path, "sam-vit-base", "", &f, &err), AGGLO_E_CONFIG,
                  "heads are 24 (the tensors), sam-vit-base has 12");
     assert_fails(test_recognise(path, "sam-vit-bas", "", &f, &err), AGGLO_E_CONFIG, "did you mean \"sam-vit-base\"?");
 }
